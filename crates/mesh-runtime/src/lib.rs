@@ -1,1 +1,16 @@
+//! What every program of Finial needs to run, and nothing about identities or policies.
+//! Decides how they start, stop, log, count, record and read their configuration; never links another crate of ours.
+//!
+//! [`readiness`] · [`drain`] · [`accept`] connections in · [`metrics`] and [`admin`] the port for operators ·
+//! [`addresses`] what was bound.
 
+pub mod accept;
+pub mod addresses;
+pub mod admin;
+pub mod clock;
+pub mod drain;
+pub mod errors;
+pub mod metrics;
+pub mod readiness;
+pub mod tasks;
+pub mod telemetry;

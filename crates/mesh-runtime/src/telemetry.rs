@@ -1,0 +1,309 @@
+//! Decides how programs log: a form for people and one for machines, on stderr, filtered only by what the configuration says.
+//! Trusts nothing it prints (one record is one line); never prints a `Secret`, never reads `RUST_LOG` itself.
+//!
+//! ```
+//! use mesh_runtime::telemetry::{LogFormat, LogOptions, Repetition, Secret};
+//! let options = LogOptions { level: "info".into(), format: LogFormat::Json };
+//! mesh_runtime::telemetry::init(&options).unwrap();       // once, first thing in main
+//! assert_eq!(format!("{:?}", Secret::new("hunter2")), "[redacted]");
+//! let quiet = Repetition::new("feed");                    // in a reconnect loop: quiet.failed(&error); quiet.succeeded();
+//! quiet.failed(&std::io::Error::other("refused"));
+//! ```
+
+use std::borrow::Cow;
+use std::fmt;
+use std::io::IsTerminal;
+use std::str::FromStr;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+use tracing_subscriber::EnvFilter;
+use zeroize::Zeroize;
+
+use crate::errors::{Coded, ErrorChain};
+
+/// The form of the log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people: one line per event, coloured when stderr is a terminal.
+    #[default]
+    Pretty,
+    /// For machines: one JSON object per line.
+    Json,
+}
+
+/// The `log` section of every configuration file. Its level may come from `RUST_LOG` ([`crate::config::Sources::environment`]).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct LogOptions {
+    /// Level, or a filter such as `info,mesh_proxy=debug`.
+    pub level: String,
+    /// `pretty` or `json`.
+    pub format: LogFormat,
+}
+
+impl Default for LogOptions {
+    fn default() -> Self {
+        Self {
+            level: "info".to_owned(),
+            format: LogFormat::default(),
+        }
+    }
+}
+
+impl LogOptions {
+    /// Checks the filter without installing anything.
+    ///
+    /// # Errors
+    /// When the level is not a filter.
+    pub fn check(&self) -> Result<(), TelemetryError> {
+        self.filter().map(drop)
+    }
+
+    fn filter(&self) -> Result<EnvFilter, TelemetryError> {
+        EnvFilter::builder()
+            .parse(&self.level)
+            .map_err(|cause| TelemetryError {
+                cause: cause.into(),
+            })
+    }
+}
+
+/// The log cannot be set up.
+#[derive(Debug, thiserror::Error)]
+#[error("the log cannot be set up")]
+pub struct TelemetryError {
+    #[source]
+    cause: Box<dyn std::error::Error + Send + Sync>,
+}
+
+impl Coded for TelemetryError {
+    fn code(&self) -> &'static str {
+        "FNL0221"
+    }
+}
+
+/// Installs the log for the whole process. Calling it again keeps the first one and is no error (tests do).
+///
+/// # Errors
+/// When the level is not a filter.
+pub fn init(options: &LogOptions) -> Result<(), TelemetryError> {
+    let filter = options.filter()?;
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    let installed = match options.format {
+        LogFormat::Pretty => builder
+            .with_target(false)
+            .with_ansi(std::io::stderr().is_terminal())
+            .try_init(),
+        LogFormat::Json => builder
+            .json()
+            .flatten_event(true)
+            .with_current_span(true)
+            .with_span_list(false)
+            .try_init(),
+    };
+    if installed.is_err() {
+        tracing::debug!("the log was already set up");
+    }
+    Ok(())
+}
+
+/// A value that is never printed: `Debug` and serialisation show `[redacted]`, there is no `Display` and no `Clone`,
+/// and the memory is wiped when it is dropped.
+pub struct Secret<T: Zeroize>(T);
+
+const REDACTED: &str = "[redacted]";
+
+impl<T: Zeroize> Secret<T> {
+    /// Takes the value.
+    pub fn new(value: T) -> Self {
+        Self(value)
+    }
+
+    /// The value, at the one place that needs it.
+    pub fn expose(&self) -> &T {
+        &self.0
+    }
+}
+
+impl<T: Zeroize> Drop for Secret<T> {
+    fn drop(&mut self) {
+        self.0.zeroize();
+    }
+}
+
+impl<T: Zeroize> fmt::Debug for Secret<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(REDACTED)
+    }
+}
+
+impl<T: Zeroize> From<T> for Secret<T> {
+    fn from(value: T) -> Self {
+        Self(value)
+    }
+}
+
+impl<T: Zeroize + FromStr> FromStr for Secret<T> {
+    type Err = T::Err;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.parse().map(Self)
+    }
+}
+
+impl<T: Zeroize> Serialize for Secret<T> {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(REDACTED)
+    }
+}
+
+impl<'de, T: Zeroize + Deserialize<'de>> Deserialize<'de> for Secret<T> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        T::deserialize(deserializer).map(Self)
+    }
+}
+
+impl<T: Zeroize + JsonSchema> JsonSchema for Secret<T> {
+    fn schema_name() -> Cow<'static, str> {
+        format!("Secret_{}", T::schema_name()).into()
+    }
+
+    fn json_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        let mut schema = T::json_schema(generator);
+        schema.insert("writeOnly".to_owned(), true.into());
+        schema
+    }
+}
+
+/// Quiet repetition (architecture B35): a loop that fails again and again for the same reason logs the first time,
+/// then when the count doubles but at most every minute, and once more when it works again.
+#[derive(Debug)]
+pub struct Repetition {
+    name: &'static str,
+    state: Mutex<Streak>,
+}
+
+#[derive(Debug, Default)]
+struct Streak {
+    reason: String,
+    failures: u64,
+    said_at: Option<(Instant, u64)>,
+    since: Option<Instant>,
+}
+
+/// What [`Repetition`] did with one report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Said {
+    /// It was logged.
+    Logged,
+    /// It was only counted.
+    Counted,
+}
+
+/// The least time between two lines about the same reason.
+const QUIET: Duration = Duration::from_secs(60);
+
+impl Repetition {
+    /// A tracker whose lines carry `name`.
+    pub fn new(name: &'static str) -> Self {
+        Self {
+            name,
+            state: Mutex::new(Streak::default()),
+        }
+    }
+
+    /// The loop failed. A new reason is logged at once.
+    pub fn failed(&self, error: &dyn std::error::Error) -> Said {
+        let reason = ErrorChain(error).to_string();
+        let now = Instant::now();
+        let mut streak = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        streak.failures += 1;
+        streak.since.get_or_insert(now);
+        let same = streak.failures > 1 && streak.reason == reason;
+        if same
+            && let Some((at, count)) = streak.said_at
+            && (now - at < QUIET || streak.failures < count * 2)
+        {
+            return Said::Counted;
+        }
+        streak.said_at = Some((now, streak.failures));
+        tracing::warn!(part = self.name, error = %reason, failures = streak.failures, "failing; the same reason is only counted from now on");
+        streak.reason = reason;
+        Said::Logged
+    }
+
+    /// The loop works. Logged only after failures.
+    pub fn succeeded(&self) -> Said {
+        let mut streak = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let ended = std::mem::take(&mut *streak);
+        drop(streak);
+        match ended.since {
+            Some(since) => {
+                tracing::info!(part = self.name, failures = ended.failures, after = ?since.elapsed(), "works again");
+                Said::Logged
+            }
+            None => Said::Counted,
+        }
+    }
+
+    /// Failures since it last worked.
+    pub fn failures(&self) -> u64 {
+        self.state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .failures
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_is_never_printed_or_serialised() {
+        let secret: Secret<String> = serde_json::from_str("\"hunter2\"").unwrap();
+        assert_eq!(secret.expose(), "hunter2");
+        assert_eq!(
+            format!("{secret:?} {:#?}", Some(&secret))
+                .matches("hunter2")
+                .count(),
+            0
+        );
+        assert_eq!(serde_json::to_string(&secret).unwrap(), "\"[redacted]\"");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_same_reason_is_logged_once_then_counted_and_a_new_one_is_logged_at_once() {
+        let quiet = Repetition::new("test");
+        let refused = || std::io::Error::other("refused");
+        assert_eq!(quiet.failed(&refused()), Said::Logged);
+        for _ in 0..1000 {
+            assert_eq!(quiet.failed(&refused()), Said::Counted);
+        }
+        tokio::time::advance(QUIET).await;
+        assert_eq!(quiet.failed(&refused()), Said::Logged);
+        assert_eq!(
+            quiet.failed(&std::io::Error::other("no route")),
+            Said::Logged
+        );
+        assert_eq!(quiet.failures(), 1003);
+        assert_eq!(quiet.succeeded(), Said::Logged);
+        assert_eq!(quiet.succeeded(), Said::Counted);
+    }
+
+    #[test]
+    fn a_level_that_is_no_filter_is_refused() {
+        let options = LogOptions {
+            level: "info,=,=".to_owned(),
+            ..LogOptions::default()
+        };
+        assert_eq!(options.check().unwrap_err().code(), "FNL0221");
+    }
+}
