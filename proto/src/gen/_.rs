@@ -3,10 +3,13 @@
 pub struct X509svidRequest {}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct X509svidResponse {
+    /// Never empty. The first is the default identity.
     #[prost(message, repeated, tag = "1")]
     pub svids: ::prost::alloc::vec::Vec<X509svid>,
+    /// Revocation lists in DER. Unused.
     #[prost(bytes = "vec", repeated, tag = "2")]
     pub crl: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    /// Roots of foreign trust domains as concatenated DER, keyed by "spiffe://<trust domain>".
     #[prost(btree_map = "string, bytes", tag = "3")]
     pub federated_bundles: ::prost::alloc::collections::BTreeMap<
         ::prost::alloc::string::String,
@@ -16,14 +19,19 @@ pub struct X509svidResponse {
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 #[prost(skip_debug)]
 pub struct X509svid {
+    /// The identity as text.
     #[prost(string, tag = "1")]
     pub spiffe_id: ::prost::alloc::string::String,
+    /// The chain as concatenated DER: leaf first, then intermediates, never the root.
     #[prost(bytes = "vec", tag = "2")]
     pub x509_svid: ::prost::alloc::vec::Vec<u8>,
+    /// The key of the leaf: PKCS#8 in DER, not encrypted.
     #[prost(bytes = "vec", tag = "3")]
     pub x509_svid_key: ::prost::alloc::vec::Vec<u8>,
+    /// Roots of the identity's own trust domain as concatenated DER.
     #[prost(bytes = "vec", tag = "4")]
     pub bundle: ::prost::alloc::vec::Vec<u8>,
+    /// Tells several identities apart. Unique in the message when not empty.
     #[prost(string, tag = "5")]
     pub hint: ::prost::alloc::string::String,
 }
@@ -31,8 +39,10 @@ pub struct X509svid {
 pub struct X509BundlesRequest {}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct X509BundlesResponse {
+    /// Revocation lists in DER. Unused. Note the numbers: here the lists come first.
     #[prost(bytes = "vec", repeated, tag = "1")]
     pub crl: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    /// Roots as concatenated DER, keyed by "spiffe://<trust domain>". The own trust domain is always there.
     #[prost(btree_map = "string, bytes", tag = "2")]
     pub bundles: ::prost::alloc::collections::BTreeMap<
         ::prost::alloc::string::String,
@@ -41,13 +51,16 @@ pub struct X509BundlesResponse {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct JwtsvidRequest {
+    /// At least one. All of them go into the token.
     #[prost(string, repeated, tag = "1")]
     pub audience: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// The identity that is wanted; empty: one token for each identity of the caller.
     #[prost(string, tag = "2")]
     pub spiffe_id: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct JwtsvidResponse {
+    /// Never empty.
     #[prost(message, repeated, tag = "1")]
     pub svids: ::prost::alloc::vec::Vec<Jwtsvid>,
 }
@@ -56,8 +69,10 @@ pub struct JwtsvidResponse {
 pub struct Jwtsvid {
     #[prost(string, tag = "1")]
     pub spiffe_id: ::prost::alloc::string::String,
+    /// The token in JWS compact form.
     #[prost(string, tag = "2")]
     pub svid: ::prost::alloc::string::String,
+    /// Tells several identities apart.
     #[prost(string, tag = "3")]
     pub hint: ::prost::alloc::string::String,
 }
@@ -65,6 +80,7 @@ pub struct Jwtsvid {
 pub struct JwtBundlesRequest {}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct JwtBundlesResponse {
+    /// JWK sets as JSON, keyed by "spiffe://<trust domain>". The own trust domain is always there.
     #[prost(btree_map = "string, bytes", tag = "1")]
     pub bundles: ::prost::alloc::collections::BTreeMap<
         ::prost::alloc::string::String,
@@ -74,13 +90,16 @@ pub struct JwtBundlesResponse {
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 #[prost(skip_debug)]
 pub struct ValidateJwtsvidRequest {
+    /// The audience that the caller stands for.
     #[prost(string, tag = "1")]
     pub audience: ::prost::alloc::string::String,
+    /// The token in JWS compact form.
     #[prost(string, tag = "2")]
     pub svid: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ValidateJwtsvidResponse {
+    /// Whose token it is.
     #[prost(string, tag = "1")]
     pub spiffe_id: ::prost::alloc::string::String,
     #[prost(message, optional, tag = "2")]
@@ -88,11 +107,13 @@ pub struct ValidateJwtsvidResponse {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WitsvidRequest {
+    /// The identity that is wanted; empty: all of the caller.
     #[prost(string, tag = "1")]
     pub spiffe_id: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct WitsvidResponse {
+    /// Never empty.
     #[prost(message, repeated, tag = "1")]
     pub svids: ::prost::alloc::vec::Vec<Witsvid>,
 }
@@ -101,10 +122,13 @@ pub struct WitsvidResponse {
 pub struct Witsvid {
     #[prost(string, tag = "1")]
     pub spiffe_id: ::prost::alloc::string::String,
+    /// The token in JWS compact form.
     #[prost(string, tag = "2")]
     pub wit_svid: ::prost::alloc::string::String,
+    /// The private key that the token is bound to, as a JWK.
     #[prost(string, tag = "3")]
     pub wit_svid_key: ::prost::alloc::string::String,
+    /// Tells several identities apart.
     #[prost(string, tag = "4")]
     pub hint: ::prost::alloc::string::String,
 }
@@ -112,6 +136,7 @@ pub struct Witsvid {
 pub struct WitBundlesRequest {}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct WitBundlesResponse {
+    /// JWK sets as JSON text (not bytes), keyed by "spiffe://<trust domain>".
     #[prost(btree_map = "string, string", tag = "1")]
     pub bundles: ::prost::alloc::collections::BTreeMap<
         ::prost::alloc::string::String,
@@ -209,6 +234,7 @@ pub mod spiffe_workload_api_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
+        /// All X.509 identities of the caller, now and after each change.
         pub async fn fetch_x509svid(
             &mut self,
             request: impl tonic::IntoRequest<super::X509svidRequest>,
@@ -233,6 +259,7 @@ pub mod spiffe_workload_api_client {
                 .insert(GrpcMethod::new("SpiffeWorkloadAPI", "FetchX509SVID"));
             self.inner.server_streaming(req, path, codec).await
         }
+        /// The X.509 roots that the caller may trust, now and after each change.
         pub async fn fetch_x509_bundles(
             &mut self,
             request: impl tonic::IntoRequest<super::X509BundlesRequest>,
@@ -257,6 +284,7 @@ pub mod spiffe_workload_api_client {
                 .insert(GrpcMethod::new("SpiffeWorkloadAPI", "FetchX509Bundles"));
             self.inner.server_streaming(req, path, codec).await
         }
+        /// Tokens for the given audiences: for one identity of the caller or for each.
         pub async fn fetch_jwtsvid(
             &mut self,
             request: impl tonic::IntoRequest<super::JwtsvidRequest>,
@@ -281,6 +309,7 @@ pub mod spiffe_workload_api_client {
                 .insert(GrpcMethod::new("SpiffeWorkloadAPI", "FetchJWTSVID"));
             self.inner.unary(req, path, codec).await
         }
+        /// The JWT keys that the caller may trust, now and after each change.
         pub async fn fetch_jwt_bundles(
             &mut self,
             request: impl tonic::IntoRequest<super::JwtBundlesRequest>,
@@ -305,6 +334,7 @@ pub mod spiffe_workload_api_client {
                 .insert(GrpcMethod::new("SpiffeWorkloadAPI", "FetchJWTBundles"));
             self.inner.server_streaming(req, path, codec).await
         }
+        /// Checks a token that the caller was shown.
         pub async fn validate_jwtsvid(
             &mut self,
             request: impl tonic::IntoRequest<super::ValidateJwtsvidRequest>,
@@ -329,6 +359,7 @@ pub mod spiffe_workload_api_client {
                 .insert(GrpcMethod::new("SpiffeWorkloadAPI", "ValidateJWTSVID"));
             self.inner.unary(req, path, codec).await
         }
+        /// All key-bound tokens of the caller, now and after each change.
         pub async fn fetch_witsvid(
             &mut self,
             request: impl tonic::IntoRequest<super::WitsvidRequest>,
@@ -353,6 +384,7 @@ pub mod spiffe_workload_api_client {
                 .insert(GrpcMethod::new("SpiffeWorkloadAPI", "FetchWITSVID"));
             self.inner.server_streaming(req, path, codec).await
         }
+        /// The WIT keys that the caller may trust, now and after each change.
         pub async fn fetch_wit_bundles(
             &mut self,
             request: impl tonic::IntoRequest<super::WitBundlesRequest>,
@@ -398,6 +430,7 @@ pub mod spiffe_workload_api_server {
             >
             + std::marker::Send
             + 'static;
+        /// All X.509 identities of the caller, now and after each change.
         async fn fetch_x509svid(
             &self,
             request: tonic::Request<super::X509svidRequest>,
@@ -411,6 +444,7 @@ pub mod spiffe_workload_api_server {
             >
             + std::marker::Send
             + 'static;
+        /// The X.509 roots that the caller may trust, now and after each change.
         async fn fetch_x509_bundles(
             &self,
             request: tonic::Request<super::X509BundlesRequest>,
@@ -418,6 +452,7 @@ pub mod spiffe_workload_api_server {
             tonic::Response<Self::FetchX509BundlesStream>,
             tonic::Status,
         >;
+        /// Tokens for the given audiences: for one identity of the caller or for each.
         async fn fetch_jwtsvid(
             &self,
             request: tonic::Request<super::JwtsvidRequest>,
@@ -428,6 +463,7 @@ pub mod spiffe_workload_api_server {
             >
             + std::marker::Send
             + 'static;
+        /// The JWT keys that the caller may trust, now and after each change.
         async fn fetch_jwt_bundles(
             &self,
             request: tonic::Request<super::JwtBundlesRequest>,
@@ -435,6 +471,7 @@ pub mod spiffe_workload_api_server {
             tonic::Response<Self::FetchJWTBundlesStream>,
             tonic::Status,
         >;
+        /// Checks a token that the caller was shown.
         async fn validate_jwtsvid(
             &self,
             request: tonic::Request<super::ValidateJwtsvidRequest>,
@@ -448,6 +485,7 @@ pub mod spiffe_workload_api_server {
             >
             + std::marker::Send
             + 'static;
+        /// All key-bound tokens of the caller, now and after each change.
         async fn fetch_witsvid(
             &self,
             request: tonic::Request<super::WitsvidRequest>,
@@ -461,6 +499,7 @@ pub mod spiffe_workload_api_server {
             >
             + std::marker::Send
             + 'static;
+        /// The WIT keys that the caller may trust, now and after each change.
         async fn fetch_wit_bundles(
             &self,
             request: tonic::Request<super::WitBundlesRequest>,

@@ -3,13 +3,17 @@
 pub struct GetInfoRequest {}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct GetInfoResponse {
+    /// The agent's own chain, leaf first.
     #[prost(message, repeated, tag = "1")]
     pub svid_chain: ::prost::alloc::vec::Vec<get_info_response::Cert>,
+    /// Seconds since start.
     #[prost(int32, tag = "2")]
     pub uptime: i32,
+    /// Replaced by the three counters of the cache below.
     #[deprecated]
     #[prost(int32, tag = "3")]
     pub svids_count: i32,
+    /// Seconds since 1970.
     #[prost(int64, tag = "4")]
     pub last_sync_success: i64,
     #[prost(int32, tag = "5")]
@@ -25,6 +29,7 @@ pub mod get_info_response {
     pub struct Cert {
         #[prost(message, optional, tag = "1")]
         pub id: ::core::option::Option<super::super::super::super::api::types::Spiffeid>,
+        /// Seconds since 1970.
         #[prost(int64, tag = "2")]
         pub expires_at: i64,
         #[prost(string, tag = "3")]

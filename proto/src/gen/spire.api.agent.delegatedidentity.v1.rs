@@ -4,20 +4,25 @@
 pub struct X509svidWithKey {
     #[prost(message, optional, tag = "1")]
     pub x509_svid: ::core::option::Option<super::super::super::types::X509svid>,
+    /// The key of the leaf: PKCS#8 in DER, not encrypted.
     #[prost(bytes = "vec", tag = "2")]
     pub x509_svid_key: ::prost::alloc::vec::Vec<u8>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SubscribeToX509sviDsRequest {
+    /// Facts that the caller vouches for. Either these or a process id.
     #[prost(message, repeated, tag = "1")]
     pub selectors: ::prost::alloc::vec::Vec<super::super::super::types::Selector>,
+    /// A process for the agent to attest. Either this or selectors.
     #[prost(int32, tag = "2")]
     pub pid: i32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SubscribeToX509sviDsResponse {
+    /// The whole state at each message.
     #[prost(message, repeated, tag = "1")]
     pub x509_svids: ::prost::alloc::vec::Vec<X509svidWithKey>,
+    /// Trust domains whose bundles these workloads see.
     #[prost(string, repeated, tag = "2")]
     pub federates_with: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
@@ -25,6 +30,7 @@ pub struct SubscribeToX509sviDsResponse {
 pub struct SubscribeToX509BundlesRequest {}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SubscribeToX509BundlesResponse {
+    /// Roots as concatenated DER, keyed by "spiffe://<trust domain>".
     #[prost(btree_map = "string, bytes", tag = "1")]
     pub ca_certificates: ::prost::alloc::collections::BTreeMap<
         ::prost::alloc::string::String,
@@ -33,10 +39,13 @@ pub struct SubscribeToX509BundlesResponse {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct FetchJwtsviDsRequest {
+    /// At least one.
     #[prost(string, repeated, tag = "1")]
     pub audience: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Facts that the caller vouches for. Either these or a process id.
     #[prost(message, repeated, tag = "2")]
     pub selectors: ::prost::alloc::vec::Vec<super::super::super::types::Selector>,
+    /// A process for the agent to attest. Either this or selectors.
     #[prost(int32, tag = "3")]
     pub pid: i32,
 }
@@ -49,6 +58,7 @@ pub struct FetchJwtsviDsResponse {
 pub struct SubscribeToJwtBundlesRequest {}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SubscribeToJwtBundlesResponse {
+    /// JWK sets as JSON, keyed by "spiffe://<trust domain>".
     #[prost(btree_map = "string, bytes", tag = "1")]
     pub bundles: ::prost::alloc::collections::BTreeMap<
         ::prost::alloc::string::String,
@@ -146,6 +156,7 @@ pub mod delegated_identity_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
+        /// Identities of the workload that is named by selectors or by process id.
         pub async fn subscribe_to_x509svi_ds(
             &mut self,
             request: impl tonic::IntoRequest<super::SubscribeToX509sviDsRequest>,
@@ -177,6 +188,7 @@ pub mod delegated_identity_client {
                 );
             self.inner.server_streaming(req, path, codec).await
         }
+        /// Roots of all trust domains that the agent knows.
         pub async fn subscribe_to_x509_bundles(
             &mut self,
             request: impl tonic::IntoRequest<super::SubscribeToX509BundlesRequest>,
@@ -208,6 +220,7 @@ pub mod delegated_identity_client {
                 );
             self.inner.server_streaming(req, path, codec).await
         }
+        /// Tokens for the workload that is named by selectors or by process id.
         pub async fn fetch_jwtsvi_ds(
             &mut self,
             request: impl tonic::IntoRequest<super::FetchJwtsviDsRequest>,
@@ -237,6 +250,7 @@ pub mod delegated_identity_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// JWT keys of all trust domains that the agent knows.
         pub async fn subscribe_to_jwt_bundles(
             &mut self,
             request: impl tonic::IntoRequest<super::SubscribeToJwtBundlesRequest>,
@@ -292,6 +306,7 @@ pub mod delegated_identity_server {
             >
             + std::marker::Send
             + 'static;
+        /// Identities of the workload that is named by selectors or by process id.
         async fn subscribe_to_x509svi_ds(
             &self,
             request: tonic::Request<super::SubscribeToX509sviDsRequest>,
@@ -308,6 +323,7 @@ pub mod delegated_identity_server {
             >
             + std::marker::Send
             + 'static;
+        /// Roots of all trust domains that the agent knows.
         async fn subscribe_to_x509_bundles(
             &self,
             request: tonic::Request<super::SubscribeToX509BundlesRequest>,
@@ -315,6 +331,7 @@ pub mod delegated_identity_server {
             tonic::Response<Self::SubscribeToX509BundlesStream>,
             tonic::Status,
         >;
+        /// Tokens for the workload that is named by selectors or by process id.
         async fn fetch_jwtsvi_ds(
             &self,
             request: tonic::Request<super::FetchJwtsviDsRequest>,
@@ -331,6 +348,7 @@ pub mod delegated_identity_server {
             >
             + std::marker::Send
             + 'static;
+        /// JWT keys of all trust domains that the agent knows.
         async fn subscribe_to_jwt_bundles(
             &self,
             request: tonic::Request<super::SubscribeToJwtBundlesRequest>,

@@ -99,6 +99,7 @@ pub mod logger_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
+        /// The level now and the level at start.
         pub async fn get_logger(
             &mut self,
             request: impl tonic::IntoRequest<super::GetLoggerRequest>,
@@ -125,6 +126,7 @@ pub mod logger_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// Changes the level until the program stops.
         pub async fn set_log_level(
             &mut self,
             request: impl tonic::IntoRequest<super::SetLogLevelRequest>,
@@ -151,6 +153,7 @@ pub mod logger_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// Back to the level at start.
         pub async fn reset_log_level(
             &mut self,
             request: impl tonic::IntoRequest<super::ResetLogLevelRequest>,
@@ -192,6 +195,7 @@ pub mod logger_server {
     /// Generated trait containing gRPC methods that should be implemented for use with LoggerServer.
     #[async_trait]
     pub trait Logger: std::marker::Send + std::marker::Sync + 'static {
+        /// The level now and the level at start.
         async fn get_logger(
             &self,
             request: tonic::Request<super::GetLoggerRequest>,
@@ -199,6 +203,7 @@ pub mod logger_server {
             tonic::Response<super::super::super::super::types::Logger>,
             tonic::Status,
         >;
+        /// Changes the level until the program stops.
         async fn set_log_level(
             &self,
             request: tonic::Request<super::SetLogLevelRequest>,
@@ -206,6 +211,7 @@ pub mod logger_server {
             tonic::Response<super::super::super::super::types::Logger>,
             tonic::Status,
         >;
+        /// Back to the level at start.
         async fn reset_log_level(
             &self,
             request: tonic::Request<super::ResetLogLevelRequest>,

@@ -18,6 +18,7 @@ pub mod count_agents_request {
         pub by_banned: ::core::option::Option<bool>,
         #[prost(message, optional, tag = "4")]
         pub by_can_reattest: ::core::option::Option<bool>,
+        /// Text like "2006-01-02 15:04:05 -0700 -07".
         #[prost(string, tag = "5")]
         pub by_expires_before: ::prost::alloc::string::String,
     }
@@ -31,10 +32,13 @@ pub struct CountAgentsResponse {
 pub struct ListAgentsRequest {
     #[prost(message, optional, tag = "1")]
     pub filter: ::core::option::Option<list_agents_request::Filter>,
+    /// Absent: all fields.
     #[prost(message, optional, tag = "2")]
     pub output_mask: ::core::option::Option<super::super::super::types::AgentMask>,
+    /// Zero: everything at once.
     #[prost(int32, tag = "3")]
     pub page_size: i32,
+    /// From the answer before; empty: the first page.
     #[prost(string, tag = "4")]
     pub page_token: ::prost::alloc::string::String,
 }
@@ -52,6 +56,7 @@ pub mod list_agents_request {
         pub by_banned: ::core::option::Option<bool>,
         #[prost(message, optional, tag = "4")]
         pub by_can_reattest: ::core::option::Option<bool>,
+        /// Text like "2006-01-02 15:04:05 -0700 -07".
         #[prost(string, tag = "5")]
         pub by_expires_before: ::prost::alloc::string::String,
     }
@@ -60,6 +65,7 @@ pub mod list_agents_request {
 pub struct ListAgentsResponse {
     #[prost(message, repeated, tag = "1")]
     pub agents: ::prost::alloc::vec::Vec<super::super::super::types::Agent>,
+    /// Empty: there is no further page.
     #[prost(string, tag = "2")]
     pub next_page_token: ::prost::alloc::string::String,
 }
@@ -67,6 +73,7 @@ pub struct ListAgentsResponse {
 pub struct GetAgentRequest {
     #[prost(message, optional, tag = "1")]
     pub id: ::core::option::Option<super::super::super::types::Spiffeid>,
+    /// Absent: all fields.
     #[prost(message, optional, tag = "2")]
     pub output_mask: ::core::option::Option<super::super::super::types::AgentMask>,
 }
@@ -89,10 +96,12 @@ pub struct AttestAgentRequest {
 pub mod attest_agent_request {
     #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
     pub struct Params {
+        /// The proof. Required.
         #[prost(message, optional, tag = "1")]
         pub data: ::core::option::Option<
             super::super::super::super::types::AttestationData,
         >,
+        /// The key to be certified. Required.
         #[prost(message, optional, tag = "2")]
         pub params: ::core::option::Option<super::AgentX509svidParams>,
     }
@@ -115,6 +124,7 @@ pub mod attest_agent_response {
     pub struct Result {
         #[prost(message, optional, tag = "1")]
         pub svid: ::core::option::Option<super::super::super::super::types::X509svid>,
+        /// True: the node proves itself anew instead of renewing.
         #[prost(bool, tag = "2")]
         pub reattestable: bool,
     }
@@ -139,20 +149,25 @@ pub struct RenewAgentResponse {
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 #[prost(skip_debug)]
 pub struct CreateJoinTokenRequest {
+    /// Seconds, at least one.
     #[prost(int32, tag = "1")]
     pub ttl: i32,
+    /// The text of the token; empty: the server makes one up.
     #[prost(string, tag = "2")]
     pub token: ::prost::alloc::string::String,
+    /// Also register this alias for the node that uses the token.
     #[prost(message, optional, tag = "3")]
     pub agent_id: ::core::option::Option<super::super::super::types::Spiffeid>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AgentX509svidParams {
+    /// PKCS#10 in DER. Only its public key is used.
     #[prost(bytes = "vec", tag = "1")]
     pub csr: ::prost::alloc::vec::Vec<u8>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PostStatusRequest {
+    /// Sequence number of the bundle that the node serves now.
     #[prost(uint64, tag = "1")]
     pub current_bundle_serial: u64,
     #[prost(string, tag = "2")]
@@ -251,6 +266,7 @@ pub mod agent_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
+        /// How many nodes pass the filter.
         pub async fn count_agents(
             &mut self,
             request: impl tonic::IntoRequest<super::CountAgentsRequest>,
@@ -277,6 +293,7 @@ pub mod agent_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// The nodes that pass the filter, page by page.
         pub async fn list_agents(
             &mut self,
             request: impl tonic::IntoRequest<super::ListAgentsRequest>,
@@ -303,6 +320,7 @@ pub mod agent_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// One node.
         pub async fn get_agent(
             &mut self,
             request: impl tonic::IntoRequest<super::GetAgentRequest>,
@@ -327,6 +345,7 @@ pub mod agent_client {
                 .insert(GrpcMethod::new("spire.api.server.agent.v1.Agent", "GetAgent"));
             self.inner.unary(req, path, codec).await
         }
+        /// Forgets a node. It may prove itself again.
         pub async fn delete_agent(
             &mut self,
             request: impl tonic::IntoRequest<super::DeleteAgentRequest>,
@@ -350,6 +369,7 @@ pub mod agent_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// Shuts a node out for good: it is remembered and cannot prove itself again.
         pub async fn ban_agent(
             &mut self,
             request: impl tonic::IntoRequest<super::BanAgentRequest>,
@@ -371,6 +391,8 @@ pub mod agent_client {
                 .insert(GrpcMethod::new("spire.api.server.agent.v1.Agent", "BanAgent"));
             self.inner.unary(req, path, codec).await
         }
+        /// A node proves itself and gets its own SVID. The first request carries the
+        /// proof; challenges may go back and forth before the result ends the stream.
         pub async fn attest_agent(
             &mut self,
             request: impl tonic::IntoStreamingRequest<
@@ -399,6 +421,7 @@ pub mod agent_client {
                 );
             self.inner.streaming(req, path, codec).await
         }
+        /// A node's new SVID, by its old one.
         pub async fn renew_agent(
             &mut self,
             request: impl tonic::IntoRequest<super::RenewAgentRequest>,
@@ -425,6 +448,7 @@ pub mod agent_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// A secret that lets one node in, once.
         pub async fn create_join_token(
             &mut self,
             request: impl tonic::IntoRequest<super::CreateJoinTokenRequest>,
@@ -451,6 +475,7 @@ pub mod agent_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// What the node runs and which bundle it serves.
         pub async fn post_status(
             &mut self,
             request: impl tonic::IntoRequest<super::PostStatusRequest>,
@@ -492,6 +517,7 @@ pub mod agent_server {
     /// Generated trait containing gRPC methods that should be implemented for use with AgentServer.
     #[async_trait]
     pub trait Agent: std::marker::Send + std::marker::Sync + 'static {
+        /// How many nodes pass the filter.
         async fn count_agents(
             &self,
             request: tonic::Request<super::CountAgentsRequest>,
@@ -499,6 +525,7 @@ pub mod agent_server {
             tonic::Response<super::CountAgentsResponse>,
             tonic::Status,
         >;
+        /// The nodes that pass the filter, page by page.
         async fn list_agents(
             &self,
             request: tonic::Request<super::ListAgentsRequest>,
@@ -506,6 +533,7 @@ pub mod agent_server {
             tonic::Response<super::ListAgentsResponse>,
             tonic::Status,
         >;
+        /// One node.
         async fn get_agent(
             &self,
             request: tonic::Request<super::GetAgentRequest>,
@@ -513,10 +541,12 @@ pub mod agent_server {
             tonic::Response<super::super::super::super::types::Agent>,
             tonic::Status,
         >;
+        /// Forgets a node. It may prove itself again.
         async fn delete_agent(
             &self,
             request: tonic::Request<super::DeleteAgentRequest>,
         ) -> std::result::Result<tonic::Response<()>, tonic::Status>;
+        /// Shuts a node out for good: it is remembered and cannot prove itself again.
         async fn ban_agent(
             &self,
             request: tonic::Request<super::BanAgentRequest>,
@@ -527,6 +557,8 @@ pub mod agent_server {
             >
             + std::marker::Send
             + 'static;
+        /// A node proves itself and gets its own SVID. The first request carries the
+        /// proof; challenges may go back and forth before the result ends the stream.
         async fn attest_agent(
             &self,
             request: tonic::Request<tonic::Streaming<super::AttestAgentRequest>>,
@@ -534,6 +566,7 @@ pub mod agent_server {
             tonic::Response<Self::AttestAgentStream>,
             tonic::Status,
         >;
+        /// A node's new SVID, by its old one.
         async fn renew_agent(
             &self,
             request: tonic::Request<super::RenewAgentRequest>,
@@ -541,6 +574,7 @@ pub mod agent_server {
             tonic::Response<super::RenewAgentResponse>,
             tonic::Status,
         >;
+        /// A secret that lets one node in, once.
         async fn create_join_token(
             &self,
             request: tonic::Request<super::CreateJoinTokenRequest>,
@@ -548,6 +582,7 @@ pub mod agent_server {
             tonic::Response<super::super::super::super::types::JoinToken>,
             tonic::Status,
         >;
+        /// What the node runs and which bundle it serves.
         async fn post_status(
             &self,
             request: tonic::Request<super::PostStatusRequest>,

@@ -48,6 +48,7 @@ pub struct PublishWitAuthorityResponse {
 pub struct ListFederatedBundlesRequest {
     #[prost(message, optional, tag = "1")]
     pub output_mask: ::core::option::Option<super::super::super::types::BundleMask>,
+    /// Zero: everything at once.
     #[prost(int32, tag = "2")]
     pub page_size: i32,
     #[prost(string, tag = "3")]
@@ -76,6 +77,7 @@ pub struct BatchCreateFederatedBundleRequest {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct BatchCreateFederatedBundleResponse {
+    /// One for each item of the request, in its order.
     #[prost(message, repeated, tag = "1")]
     pub results: ::prost::alloc::vec::Vec<
         batch_create_federated_bundle_response::Result,
@@ -95,6 +97,7 @@ pub mod batch_create_federated_bundle_response {
 pub struct BatchUpdateFederatedBundleRequest {
     #[prost(message, repeated, tag = "1")]
     pub bundle: ::prost::alloc::vec::Vec<super::super::super::types::Bundle>,
+    /// Fields to change; absent: all.
     #[prost(message, optional, tag = "2")]
     pub input_mask: ::core::option::Option<super::super::super::types::BundleMask>,
     #[prost(message, optional, tag = "3")]
@@ -102,6 +105,7 @@ pub struct BatchUpdateFederatedBundleRequest {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct BatchUpdateFederatedBundleResponse {
+    /// One for each item of the request, in its order.
     #[prost(message, repeated, tag = "1")]
     pub results: ::prost::alloc::vec::Vec<
         batch_update_federated_bundle_response::Result,
@@ -126,6 +130,7 @@ pub struct BatchSetFederatedBundleRequest {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct BatchSetFederatedBundleResponse {
+    /// One for each item of the request, in its order.
     #[prost(message, repeated, tag = "1")]
     pub results: ::prost::alloc::vec::Vec<batch_set_federated_bundle_response::Result>,
 }
@@ -161,8 +166,11 @@ pub mod batch_delete_federated_bundle_request {
     )]
     #[repr(i32)]
     pub enum Mode {
+        /// Refuse while an entry federates with the trust domain.
         Restrict = 0,
+        /// Delete these entries too.
         Delete = 1,
+        /// Take the trust domain out of these entries.
         Dissociate = 2,
     }
     impl Mode {
@@ -190,6 +198,7 @@ pub mod batch_delete_federated_bundle_request {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct BatchDeleteFederatedBundleResponse {
+    /// One for each item of the request, in its order.
     #[prost(message, repeated, tag = "1")]
     pub results: ::prost::alloc::vec::Vec<
         batch_delete_federated_bundle_response::Result,
@@ -296,6 +305,7 @@ pub mod bundle_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
+        /// How many bundles the server holds, its own included.
         pub async fn count_bundles(
             &mut self,
             request: impl tonic::IntoRequest<super::CountBundlesRequest>,
@@ -322,6 +332,7 @@ pub mod bundle_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// The server's own bundle. Anyone may ask.
         pub async fn get_bundle(
             &mut self,
             request: impl tonic::IntoRequest<super::GetBundleRequest>,
@@ -348,6 +359,7 @@ pub mod bundle_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// Adds authorities to the server's own bundle.
         pub async fn append_bundle(
             &mut self,
             request: impl tonic::IntoRequest<super::AppendBundleRequest>,
@@ -374,6 +386,7 @@ pub mod bundle_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// A server below this one publishes its JWT key upwards.
         pub async fn publish_jwt_authority(
             &mut self,
             request: impl tonic::IntoRequest<super::PublishJwtAuthorityRequest>,
@@ -403,6 +416,7 @@ pub mod bundle_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// A server below this one publishes its WIT key upwards.
         pub async fn publish_wit_authority(
             &mut self,
             request: impl tonic::IntoRequest<super::PublishWitAuthorityRequest>,
@@ -432,6 +446,7 @@ pub mod bundle_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// Bundles of other trust domains, page by page.
         pub async fn list_federated_bundles(
             &mut self,
             request: impl tonic::IntoRequest<super::ListFederatedBundlesRequest>,
@@ -461,6 +476,7 @@ pub mod bundle_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// The bundle of one other trust domain.
         pub async fn get_federated_bundle(
             &mut self,
             request: impl tonic::IntoRequest<super::GetFederatedBundleRequest>,
@@ -490,6 +506,7 @@ pub mod bundle_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// Adds bundles; one that exists is refused.
         pub async fn batch_create_federated_bundle(
             &mut self,
             request: impl tonic::IntoRequest<super::BatchCreateFederatedBundleRequest>,
@@ -519,6 +536,7 @@ pub mod bundle_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// Changes bundles; one that does not exist is refused.
         pub async fn batch_update_federated_bundle(
             &mut self,
             request: impl tonic::IntoRequest<super::BatchUpdateFederatedBundleRequest>,
@@ -548,6 +566,7 @@ pub mod bundle_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// Adds or replaces bundles.
         pub async fn batch_set_federated_bundle(
             &mut self,
             request: impl tonic::IntoRequest<super::BatchSetFederatedBundleRequest>,
@@ -577,6 +596,7 @@ pub mod bundle_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// Removes bundles. The mode says what becomes of entries that name them.
         pub async fn batch_delete_federated_bundle(
             &mut self,
             request: impl tonic::IntoRequest<super::BatchDeleteFederatedBundleRequest>,
@@ -621,6 +641,7 @@ pub mod bundle_server {
     /// Generated trait containing gRPC methods that should be implemented for use with BundleServer.
     #[async_trait]
     pub trait Bundle: std::marker::Send + std::marker::Sync + 'static {
+        /// How many bundles the server holds, its own included.
         async fn count_bundles(
             &self,
             request: tonic::Request<super::CountBundlesRequest>,
@@ -628,6 +649,7 @@ pub mod bundle_server {
             tonic::Response<super::CountBundlesResponse>,
             tonic::Status,
         >;
+        /// The server's own bundle. Anyone may ask.
         async fn get_bundle(
             &self,
             request: tonic::Request<super::GetBundleRequest>,
@@ -635,6 +657,7 @@ pub mod bundle_server {
             tonic::Response<super::super::super::super::types::Bundle>,
             tonic::Status,
         >;
+        /// Adds authorities to the server's own bundle.
         async fn append_bundle(
             &self,
             request: tonic::Request<super::AppendBundleRequest>,
@@ -642,6 +665,7 @@ pub mod bundle_server {
             tonic::Response<super::super::super::super::types::Bundle>,
             tonic::Status,
         >;
+        /// A server below this one publishes its JWT key upwards.
         async fn publish_jwt_authority(
             &self,
             request: tonic::Request<super::PublishJwtAuthorityRequest>,
@@ -649,6 +673,7 @@ pub mod bundle_server {
             tonic::Response<super::PublishJwtAuthorityResponse>,
             tonic::Status,
         >;
+        /// A server below this one publishes its WIT key upwards.
         async fn publish_wit_authority(
             &self,
             request: tonic::Request<super::PublishWitAuthorityRequest>,
@@ -656,6 +681,7 @@ pub mod bundle_server {
             tonic::Response<super::PublishWitAuthorityResponse>,
             tonic::Status,
         >;
+        /// Bundles of other trust domains, page by page.
         async fn list_federated_bundles(
             &self,
             request: tonic::Request<super::ListFederatedBundlesRequest>,
@@ -663,6 +689,7 @@ pub mod bundle_server {
             tonic::Response<super::ListFederatedBundlesResponse>,
             tonic::Status,
         >;
+        /// The bundle of one other trust domain.
         async fn get_federated_bundle(
             &self,
             request: tonic::Request<super::GetFederatedBundleRequest>,
@@ -670,6 +697,7 @@ pub mod bundle_server {
             tonic::Response<super::super::super::super::types::Bundle>,
             tonic::Status,
         >;
+        /// Adds bundles; one that exists is refused.
         async fn batch_create_federated_bundle(
             &self,
             request: tonic::Request<super::BatchCreateFederatedBundleRequest>,
@@ -677,6 +705,7 @@ pub mod bundle_server {
             tonic::Response<super::BatchCreateFederatedBundleResponse>,
             tonic::Status,
         >;
+        /// Changes bundles; one that does not exist is refused.
         async fn batch_update_federated_bundle(
             &self,
             request: tonic::Request<super::BatchUpdateFederatedBundleRequest>,
@@ -684,6 +713,7 @@ pub mod bundle_server {
             tonic::Response<super::BatchUpdateFederatedBundleResponse>,
             tonic::Status,
         >;
+        /// Adds or replaces bundles.
         async fn batch_set_federated_bundle(
             &self,
             request: tonic::Request<super::BatchSetFederatedBundleRequest>,
@@ -691,6 +721,7 @@ pub mod bundle_server {
             tonic::Response<super::BatchSetFederatedBundleResponse>,
             tonic::Status,
         >;
+        /// Removes bundles. The mode says what becomes of entries that name them.
         async fn batch_delete_federated_bundle(
             &self,
             request: tonic::Request<super::BatchDeleteFederatedBundleRequest>,

@@ -3,8 +3,10 @@
 pub struct GetInfoRequest {}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct GetInfoResponse {
+    /// The server's own chain, leaf first.
     #[prost(message, repeated, tag = "1")]
     pub svid_chain: ::prost::alloc::vec::Vec<get_info_response::Cert>,
+    /// Seconds since start.
     #[prost(int32, tag = "2")]
     pub uptime: i32,
     #[prost(int32, tag = "3")]
@@ -20,6 +22,7 @@ pub mod get_info_response {
     pub struct Cert {
         #[prost(message, optional, tag = "1")]
         pub id: ::core::option::Option<super::super::super::super::types::Spiffeid>,
+        /// Seconds since 1970.
         #[prost(int64, tag = "2")]
         pub expires_at: i64,
         #[prost(string, tag = "3")]

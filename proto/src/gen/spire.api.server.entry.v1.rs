@@ -41,8 +41,10 @@ pub struct ListEntriesRequest {
     pub filter: ::core::option::Option<list_entries_request::Filter>,
     #[prost(message, optional, tag = "2")]
     pub output_mask: ::core::option::Option<super::super::super::types::EntryMask>,
+    /// Zero: everything at once.
     #[prost(int32, tag = "3")]
     pub page_size: i32,
+    /// From the answer before; empty: the first page.
     #[prost(string, tag = "4")]
     pub page_token: ::prost::alloc::string::String,
 }
@@ -76,6 +78,7 @@ pub mod list_entries_request {
 pub struct ListEntriesResponse {
     #[prost(message, repeated, tag = "1")]
     pub entries: ::prost::alloc::vec::Vec<super::super::super::types::Entry>,
+    /// Empty: there is no further page.
     #[prost(string, tag = "2")]
     pub next_page_token: ::prost::alloc::string::String,
 }
@@ -95,6 +98,7 @@ pub struct BatchCreateEntryRequest {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct BatchCreateEntryResponse {
+    /// One for each item of the request, in its order.
     #[prost(message, repeated, tag = "1")]
     pub results: ::prost::alloc::vec::Vec<batch_create_entry_response::Result>,
 }
@@ -112,6 +116,7 @@ pub mod batch_create_entry_response {
 pub struct BatchUpdateEntryRequest {
     #[prost(message, repeated, tag = "1")]
     pub entries: ::prost::alloc::vec::Vec<super::super::super::types::Entry>,
+    /// Fields to change; absent: all.
     #[prost(message, optional, tag = "2")]
     pub input_mask: ::core::option::Option<super::super::super::types::EntryMask>,
     #[prost(message, optional, tag = "3")]
@@ -119,6 +124,7 @@ pub struct BatchUpdateEntryRequest {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct BatchUpdateEntryResponse {
+    /// One for each item of the request, in its order.
     #[prost(message, repeated, tag = "1")]
     pub results: ::prost::alloc::vec::Vec<batch_update_entry_response::Result>,
 }
@@ -139,6 +145,7 @@ pub struct BatchDeleteEntryRequest {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct BatchDeleteEntryResponse {
+    /// One for each item of the request, in its order.
     #[prost(message, repeated, tag = "1")]
     pub results: ::prost::alloc::vec::Vec<batch_delete_entry_response::Result>,
 }
@@ -164,17 +171,22 @@ pub struct GetAuthorizedEntriesResponse {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SyncAuthorizedEntriesRequest {
+    /// In the first request only.
     #[prost(message, optional, tag = "1")]
     pub output_mask: ::core::option::Option<super::super::super::types::EntryMask>,
+    /// In later requests: the entries that the agent lacks or holds in an old revision.
     #[prost(string, repeated, tag = "2")]
     pub ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SyncAuthorizedEntriesResponse {
+    /// What there is, when it is too much to send in full at once.
     #[prost(message, repeated, tag = "1")]
     pub entry_revisions: ::prost::alloc::vec::Vec<EntryRevision>,
+    /// Entries in full.
     #[prost(message, repeated, tag = "2")]
     pub entries: ::prost::alloc::vec::Vec<super::super::super::types::Entry>,
+    /// True: the answer continues in the next message.
     #[prost(bool, tag = "3")]
     pub more: bool,
 }
@@ -184,6 +196,7 @@ pub struct EntryRevision {
     pub id: ::prost::alloc::string::String,
     #[prost(int64, tag = "2")]
     pub revision_number: i64,
+    /// Seconds since 1970.
     #[prost(int64, tag = "3")]
     pub created_at: i64,
 }
@@ -278,6 +291,7 @@ pub mod entry_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
+        /// How many entries pass the filter.
         pub async fn count_entries(
             &mut self,
             request: impl tonic::IntoRequest<super::CountEntriesRequest>,
@@ -304,6 +318,7 @@ pub mod entry_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// The entries that pass the filter, page by page.
         pub async fn list_entries(
             &mut self,
             request: impl tonic::IntoRequest<super::ListEntriesRequest>,
@@ -330,6 +345,7 @@ pub mod entry_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// One entry.
         pub async fn get_entry(
             &mut self,
             request: impl tonic::IntoRequest<super::GetEntryRequest>,
@@ -354,6 +370,8 @@ pub mod entry_client {
                 .insert(GrpcMethod::new("spire.api.server.entry.v1.Entry", "GetEntry"));
             self.inner.unary(req, path, codec).await
         }
+        /// Adds entries. A second one with the same parent, SPIFFE ID and selectors is
+        /// AlreadyExists, and the result carries the one that exists.
         pub async fn batch_create_entry(
             &mut self,
             request: impl tonic::IntoRequest<super::BatchCreateEntryRequest>,
@@ -383,6 +401,7 @@ pub mod entry_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// Changes the fields that the input mask names.
         pub async fn batch_update_entry(
             &mut self,
             request: impl tonic::IntoRequest<super::BatchUpdateEntryRequest>,
@@ -412,6 +431,7 @@ pub mod entry_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// Removes entries.
         pub async fn batch_delete_entry(
             &mut self,
             request: impl tonic::IntoRequest<super::BatchDeleteEntryRequest>,
@@ -441,6 +461,7 @@ pub mod entry_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// All entries that the calling agent may serve, in one message.
         pub async fn get_authorized_entries(
             &mut self,
             request: impl tonic::IntoRequest<super::GetAuthorizedEntriesRequest>,
@@ -470,6 +491,8 @@ pub mod entry_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// The entries that the calling agent may serve: all at once when they are few,
+        /// else first their revisions, then those that the agent asks for.
         pub async fn sync_authorized_entries(
             &mut self,
             request: impl tonic::IntoStreamingRequest<
@@ -518,6 +541,7 @@ pub mod entry_server {
     /// Generated trait containing gRPC methods that should be implemented for use with EntryServer.
     #[async_trait]
     pub trait Entry: std::marker::Send + std::marker::Sync + 'static {
+        /// How many entries pass the filter.
         async fn count_entries(
             &self,
             request: tonic::Request<super::CountEntriesRequest>,
@@ -525,6 +549,7 @@ pub mod entry_server {
             tonic::Response<super::CountEntriesResponse>,
             tonic::Status,
         >;
+        /// The entries that pass the filter, page by page.
         async fn list_entries(
             &self,
             request: tonic::Request<super::ListEntriesRequest>,
@@ -532,6 +557,7 @@ pub mod entry_server {
             tonic::Response<super::ListEntriesResponse>,
             tonic::Status,
         >;
+        /// One entry.
         async fn get_entry(
             &self,
             request: tonic::Request<super::GetEntryRequest>,
@@ -539,6 +565,8 @@ pub mod entry_server {
             tonic::Response<super::super::super::super::types::Entry>,
             tonic::Status,
         >;
+        /// Adds entries. A second one with the same parent, SPIFFE ID and selectors is
+        /// AlreadyExists, and the result carries the one that exists.
         async fn batch_create_entry(
             &self,
             request: tonic::Request<super::BatchCreateEntryRequest>,
@@ -546,6 +574,7 @@ pub mod entry_server {
             tonic::Response<super::BatchCreateEntryResponse>,
             tonic::Status,
         >;
+        /// Changes the fields that the input mask names.
         async fn batch_update_entry(
             &self,
             request: tonic::Request<super::BatchUpdateEntryRequest>,
@@ -553,6 +582,7 @@ pub mod entry_server {
             tonic::Response<super::BatchUpdateEntryResponse>,
             tonic::Status,
         >;
+        /// Removes entries.
         async fn batch_delete_entry(
             &self,
             request: tonic::Request<super::BatchDeleteEntryRequest>,
@@ -560,6 +590,7 @@ pub mod entry_server {
             tonic::Response<super::BatchDeleteEntryResponse>,
             tonic::Status,
         >;
+        /// All entries that the calling agent may serve, in one message.
         async fn get_authorized_entries(
             &self,
             request: tonic::Request<super::GetAuthorizedEntriesRequest>,
@@ -576,6 +607,8 @@ pub mod entry_server {
             >
             + std::marker::Send
             + 'static;
+        /// The entries that the calling agent may serve: all at once when they are few,
+        /// else first their revisions, then those that the agent asks for.
         async fn sync_authorized_entries(
             &self,
             request: tonic::Request<

@@ -165,10 +165,13 @@ pub struct RevokeWitAuthorityResponse {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AuthorityState {
+    /// X.509: the subject key id in hex. Tokens: the key id.
     #[prost(string, tag = "1")]
     pub authority_id: ::prost::alloc::string::String,
+    /// Seconds since 1970.
     #[prost(int64, tag = "2")]
     pub expires_at: i64,
+    /// Who signed this authority, when it was not itself.
     #[prost(string, tag = "3")]
     pub upstream_authority_subject_key_id: ::prost::alloc::string::String,
 }
@@ -263,6 +266,7 @@ pub mod local_authority_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
+        /// The JWT keys in their three slots.
         pub async fn get_jwt_authority_state(
             &mut self,
             request: impl tonic::IntoRequest<super::GetJwtAuthorityStateRequest>,
@@ -292,6 +296,7 @@ pub mod local_authority_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// Makes the next JWT key and publishes it. It does not sign yet.
         pub async fn prepare_jwt_authority(
             &mut self,
             request: impl tonic::IntoRequest<super::PrepareJwtAuthorityRequest>,
@@ -321,6 +326,7 @@ pub mod local_authority_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// The prepared JWT key begins to sign; the active one becomes the old one.
         pub async fn activate_jwt_authority(
             &mut self,
             request: impl tonic::IntoRequest<super::ActivateJwtAuthorityRequest>,
@@ -350,6 +356,7 @@ pub mod local_authority_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// Marks the old JWT key: all SVIDs under it are renewed.
         pub async fn taint_jwt_authority(
             &mut self,
             request: impl tonic::IntoRequest<super::TaintJwtAuthorityRequest>,
@@ -379,6 +386,7 @@ pub mod local_authority_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// Takes the tainted JWT key out of the bundle.
         pub async fn revoke_jwt_authority(
             &mut self,
             request: impl tonic::IntoRequest<super::RevokeJwtAuthorityRequest>,
@@ -408,6 +416,7 @@ pub mod local_authority_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// The X.509 keys in their three slots.
         pub async fn get_x509_authority_state(
             &mut self,
             request: impl tonic::IntoRequest<super::GetX509AuthorityStateRequest>,
@@ -437,6 +446,7 @@ pub mod local_authority_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// Makes the next X.509 key and publishes it. It does not sign yet.
         pub async fn prepare_x509_authority(
             &mut self,
             request: impl tonic::IntoRequest<super::PrepareX509AuthorityRequest>,
@@ -466,6 +476,7 @@ pub mod local_authority_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// The prepared X.509 key begins to sign; the active one becomes the old one.
         pub async fn activate_x509_authority(
             &mut self,
             request: impl tonic::IntoRequest<super::ActivateX509AuthorityRequest>,
@@ -495,6 +506,7 @@ pub mod local_authority_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// Marks the old X.509 key: all SVIDs under it are renewed.
         pub async fn taint_x509_authority(
             &mut self,
             request: impl tonic::IntoRequest<super::TaintX509AuthorityRequest>,
@@ -524,6 +536,7 @@ pub mod local_authority_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// Marks an authority above this server: all SVIDs under it are renewed.
         pub async fn taint_x509_upstream_authority(
             &mut self,
             request: impl tonic::IntoRequest<super::TaintX509UpstreamAuthorityRequest>,
@@ -553,6 +566,7 @@ pub mod local_authority_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// Takes the tainted X.509 key out of the bundle.
         pub async fn revoke_x509_authority(
             &mut self,
             request: impl tonic::IntoRequest<super::RevokeX509AuthorityRequest>,
@@ -582,6 +596,7 @@ pub mod local_authority_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// Takes a tainted authority above this server out of the bundle.
         pub async fn revoke_x509_upstream_authority(
             &mut self,
             request: impl tonic::IntoRequest<super::RevokeX509UpstreamAuthorityRequest>,
@@ -611,6 +626,7 @@ pub mod local_authority_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// The WIT keys in their three slots.
         pub async fn get_wit_authority_state(
             &mut self,
             request: impl tonic::IntoRequest<super::GetWitAuthorityStateRequest>,
@@ -640,6 +656,7 @@ pub mod local_authority_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// Makes the next WIT key and publishes it. It does not sign yet.
         pub async fn prepare_wit_authority(
             &mut self,
             request: impl tonic::IntoRequest<super::PrepareWitAuthorityRequest>,
@@ -669,6 +686,7 @@ pub mod local_authority_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// The prepared WIT key begins to sign; the active one becomes the old one.
         pub async fn activate_wit_authority(
             &mut self,
             request: impl tonic::IntoRequest<super::ActivateWitAuthorityRequest>,
@@ -698,6 +716,7 @@ pub mod local_authority_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// Marks the old WIT key: all SVIDs under it are renewed.
         pub async fn taint_wit_authority(
             &mut self,
             request: impl tonic::IntoRequest<super::TaintWitAuthorityRequest>,
@@ -727,6 +746,7 @@ pub mod local_authority_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// Takes the tainted WIT key out of the bundle.
         pub async fn revoke_wit_authority(
             &mut self,
             request: impl tonic::IntoRequest<super::RevokeWitAuthorityRequest>,
@@ -771,6 +791,7 @@ pub mod local_authority_server {
     /// Generated trait containing gRPC methods that should be implemented for use with LocalAuthorityServer.
     #[async_trait]
     pub trait LocalAuthority: std::marker::Send + std::marker::Sync + 'static {
+        /// The JWT keys in their three slots.
         async fn get_jwt_authority_state(
             &self,
             request: tonic::Request<super::GetJwtAuthorityStateRequest>,
@@ -778,6 +799,7 @@ pub mod local_authority_server {
             tonic::Response<super::GetJwtAuthorityStateResponse>,
             tonic::Status,
         >;
+        /// Makes the next JWT key and publishes it. It does not sign yet.
         async fn prepare_jwt_authority(
             &self,
             request: tonic::Request<super::PrepareJwtAuthorityRequest>,
@@ -785,6 +807,7 @@ pub mod local_authority_server {
             tonic::Response<super::PrepareJwtAuthorityResponse>,
             tonic::Status,
         >;
+        /// The prepared JWT key begins to sign; the active one becomes the old one.
         async fn activate_jwt_authority(
             &self,
             request: tonic::Request<super::ActivateJwtAuthorityRequest>,
@@ -792,6 +815,7 @@ pub mod local_authority_server {
             tonic::Response<super::ActivateJwtAuthorityResponse>,
             tonic::Status,
         >;
+        /// Marks the old JWT key: all SVIDs under it are renewed.
         async fn taint_jwt_authority(
             &self,
             request: tonic::Request<super::TaintJwtAuthorityRequest>,
@@ -799,6 +823,7 @@ pub mod local_authority_server {
             tonic::Response<super::TaintJwtAuthorityResponse>,
             tonic::Status,
         >;
+        /// Takes the tainted JWT key out of the bundle.
         async fn revoke_jwt_authority(
             &self,
             request: tonic::Request<super::RevokeJwtAuthorityRequest>,
@@ -806,6 +831,7 @@ pub mod local_authority_server {
             tonic::Response<super::RevokeJwtAuthorityResponse>,
             tonic::Status,
         >;
+        /// The X.509 keys in their three slots.
         async fn get_x509_authority_state(
             &self,
             request: tonic::Request<super::GetX509AuthorityStateRequest>,
@@ -813,6 +839,7 @@ pub mod local_authority_server {
             tonic::Response<super::GetX509AuthorityStateResponse>,
             tonic::Status,
         >;
+        /// Makes the next X.509 key and publishes it. It does not sign yet.
         async fn prepare_x509_authority(
             &self,
             request: tonic::Request<super::PrepareX509AuthorityRequest>,
@@ -820,6 +847,7 @@ pub mod local_authority_server {
             tonic::Response<super::PrepareX509AuthorityResponse>,
             tonic::Status,
         >;
+        /// The prepared X.509 key begins to sign; the active one becomes the old one.
         async fn activate_x509_authority(
             &self,
             request: tonic::Request<super::ActivateX509AuthorityRequest>,
@@ -827,6 +855,7 @@ pub mod local_authority_server {
             tonic::Response<super::ActivateX509AuthorityResponse>,
             tonic::Status,
         >;
+        /// Marks the old X.509 key: all SVIDs under it are renewed.
         async fn taint_x509_authority(
             &self,
             request: tonic::Request<super::TaintX509AuthorityRequest>,
@@ -834,6 +863,7 @@ pub mod local_authority_server {
             tonic::Response<super::TaintX509AuthorityResponse>,
             tonic::Status,
         >;
+        /// Marks an authority above this server: all SVIDs under it are renewed.
         async fn taint_x509_upstream_authority(
             &self,
             request: tonic::Request<super::TaintX509UpstreamAuthorityRequest>,
@@ -841,6 +871,7 @@ pub mod local_authority_server {
             tonic::Response<super::TaintX509UpstreamAuthorityResponse>,
             tonic::Status,
         >;
+        /// Takes the tainted X.509 key out of the bundle.
         async fn revoke_x509_authority(
             &self,
             request: tonic::Request<super::RevokeX509AuthorityRequest>,
@@ -848,6 +879,7 @@ pub mod local_authority_server {
             tonic::Response<super::RevokeX509AuthorityResponse>,
             tonic::Status,
         >;
+        /// Takes a tainted authority above this server out of the bundle.
         async fn revoke_x509_upstream_authority(
             &self,
             request: tonic::Request<super::RevokeX509UpstreamAuthorityRequest>,
@@ -855,6 +887,7 @@ pub mod local_authority_server {
             tonic::Response<super::RevokeX509UpstreamAuthorityResponse>,
             tonic::Status,
         >;
+        /// The WIT keys in their three slots.
         async fn get_wit_authority_state(
             &self,
             request: tonic::Request<super::GetWitAuthorityStateRequest>,
@@ -862,6 +895,7 @@ pub mod local_authority_server {
             tonic::Response<super::GetWitAuthorityStateResponse>,
             tonic::Status,
         >;
+        /// Makes the next WIT key and publishes it. It does not sign yet.
         async fn prepare_wit_authority(
             &self,
             request: tonic::Request<super::PrepareWitAuthorityRequest>,
@@ -869,6 +903,7 @@ pub mod local_authority_server {
             tonic::Response<super::PrepareWitAuthorityResponse>,
             tonic::Status,
         >;
+        /// The prepared WIT key begins to sign; the active one becomes the old one.
         async fn activate_wit_authority(
             &self,
             request: tonic::Request<super::ActivateWitAuthorityRequest>,
@@ -876,6 +911,7 @@ pub mod local_authority_server {
             tonic::Response<super::ActivateWitAuthorityResponse>,
             tonic::Status,
         >;
+        /// Marks the old WIT key: all SVIDs under it are renewed.
         async fn taint_wit_authority(
             &self,
             request: tonic::Request<super::TaintWitAuthorityRequest>,
@@ -883,6 +919,7 @@ pub mod local_authority_server {
             tonic::Response<super::TaintWitAuthorityResponse>,
             tonic::Status,
         >;
+        /// Takes the tainted WIT key out of the bundle.
         async fn revoke_wit_authority(
             &self,
             request: tonic::Request<super::RevokeWitAuthorityRequest>,

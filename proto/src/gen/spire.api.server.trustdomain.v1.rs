@@ -210,6 +210,7 @@ pub mod trust_domain_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
+        /// All relationships, page by page.
         pub async fn list_federation_relationships(
             &mut self,
             request: impl tonic::IntoRequest<super::ListFederationRelationshipsRequest>,
@@ -239,6 +240,7 @@ pub mod trust_domain_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// One relationship.
         pub async fn get_federation_relationship(
             &mut self,
             request: impl tonic::IntoRequest<super::GetFederationRelationshipRequest>,
@@ -268,6 +270,7 @@ pub mod trust_domain_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// Adds relationships; one that exists is refused.
         pub async fn batch_create_federation_relationship(
             &mut self,
             request: impl tonic::IntoRequest<
@@ -299,6 +302,7 @@ pub mod trust_domain_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// Changes the fields that the input mask names.
         pub async fn batch_update_federation_relationship(
             &mut self,
             request: impl tonic::IntoRequest<
@@ -330,6 +334,7 @@ pub mod trust_domain_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// Removes relationships. Bundles stay.
         pub async fn batch_delete_federation_relationship(
             &mut self,
             request: impl tonic::IntoRequest<
@@ -361,6 +366,7 @@ pub mod trust_domain_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// Fetches the bundle of one trust domain now.
         pub async fn refresh_bundle(
             &mut self,
             request: impl tonic::IntoRequest<super::RefreshBundleRequest>,
@@ -402,6 +408,7 @@ pub mod trust_domain_server {
     /// Generated trait containing gRPC methods that should be implemented for use with TrustDomainServer.
     #[async_trait]
     pub trait TrustDomain: std::marker::Send + std::marker::Sync + 'static {
+        /// All relationships, page by page.
         async fn list_federation_relationships(
             &self,
             request: tonic::Request<super::ListFederationRelationshipsRequest>,
@@ -409,6 +416,7 @@ pub mod trust_domain_server {
             tonic::Response<super::ListFederationRelationshipsResponse>,
             tonic::Status,
         >;
+        /// One relationship.
         async fn get_federation_relationship(
             &self,
             request: tonic::Request<super::GetFederationRelationshipRequest>,
@@ -416,6 +424,7 @@ pub mod trust_domain_server {
             tonic::Response<super::super::super::super::types::FederationRelationship>,
             tonic::Status,
         >;
+        /// Adds relationships; one that exists is refused.
         async fn batch_create_federation_relationship(
             &self,
             request: tonic::Request<super::BatchCreateFederationRelationshipRequest>,
@@ -423,6 +432,7 @@ pub mod trust_domain_server {
             tonic::Response<super::BatchCreateFederationRelationshipResponse>,
             tonic::Status,
         >;
+        /// Changes the fields that the input mask names.
         async fn batch_update_federation_relationship(
             &self,
             request: tonic::Request<super::BatchUpdateFederationRelationshipRequest>,
@@ -430,6 +440,7 @@ pub mod trust_domain_server {
             tonic::Response<super::BatchUpdateFederationRelationshipResponse>,
             tonic::Status,
         >;
+        /// Removes relationships. Bundles stay.
         async fn batch_delete_federation_relationship(
             &self,
             request: tonic::Request<super::BatchDeleteFederationRelationshipRequest>,
@@ -437,6 +448,7 @@ pub mod trust_domain_server {
             tonic::Response<super::BatchDeleteFederationRelationshipResponse>,
             tonic::Status,
         >;
+        /// Fetches the bundle of one trust domain now.
         async fn refresh_bundle(
             &self,
             request: tonic::Request<super::RefreshBundleRequest>,
