@@ -1,0 +1,247 @@
+//! Decides how a SPIFFE bundle document and a Bundle Map read and write (SPIFFE Trust Domain and Bundle 4 and 5, X509-SVID 6.2).
+//! Trusts nothing: a member twice, a number that is no integer, a damaged certificate refuse the document whole.
+//! Never ignores anything but what the standard says to ignore: unknown members, unknown `kty` or `use`, a missing `x5c`.
+
+use std::{collections::BTreeMap, fmt, time::Duration};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use serde::{Deserialize, Deserializer, Serialize, de};
+use serde_json::Value;
+
+use super::{Bundle, BundleError, BundleSet, X509Authority, jwk::Key};
+use crate::TrustDomain;
+
+/// The `use` of a key that verifies X509-SVIDs.
+const X509_USE: &str = "x509-svid";
+
+#[derive(Deserialize)]
+struct Document {
+    keys: Vec<Jwk>,
+    #[serde(default, deserialize_with = "present")]
+    spiffe_sequence: Option<u64>,
+    #[serde(default, deserialize_with = "present")]
+    spiffe_refresh_hint: Option<u64>,
+}
+
+/// A member that is there holds a number; null is not one.
+fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    u64::deserialize(deserializer).map(Some)
+}
+
+/// The members that we look at. Their types are judged only once `kty` and `use` say that the key is for us.
+#[derive(Deserialize)]
+struct Jwk {
+    #[serde(default)]
+    kty: Value,
+    #[serde(default, rename = "use")]
+    usage: Value,
+    #[serde(default)]
+    x5c: Value,
+    #[serde(default)]
+    crv: Value,
+    #[serde(default)]
+    x: Value,
+    #[serde(default)]
+    y: Value,
+    #[serde(default)]
+    n: Value,
+    #[serde(default)]
+    e: Value,
+}
+
+pub(super) fn read(domain: TrustDomain, json: &[u8]) -> Result<Bundle, BundleError> {
+    build(domain, serde_json::from_slice(json).map_err(json_error)?)
+}
+
+fn build(domain: TrustDomain, document: Document) -> Result<Bundle, BundleError> {
+    let mut roots = Vec::new();
+    for (position, jwk) in document.keys.iter().enumerate() {
+        if let Some(root) = authority(position, jwk)? {
+            roots.push(root);
+        }
+    }
+    let mut bundle = Bundle::new(domain, roots)?
+        .with_refresh_hint(document.spiffe_refresh_hint.map(Duration::from_secs));
+    bundle.sequence = document.spiffe_sequence;
+    Ok(bundle)
+}
+
+/// The root in a key, or `None` if the key is one to ignore.
+fn authority(position: usize, jwk: &Jwk) -> Result<Option<X509Authority>, BundleError> {
+    let known_kty = matches!(jwk.kty.as_str(), Some("EC" | "RSA" | "OKP"));
+    if !known_kty || jwk.usage.as_str() != Some(X509_USE) {
+        return Ok(None);
+    }
+    let first = match &jwk.x5c {
+        Value::Null => return Ok(None),
+        Value::Array(values) if values.is_empty() => return Ok(None),
+        Value::Array(values) => &values[0], // X509-SVID 6.2.2: what follows the first is ignored
+        _ => return Err(BundleError::X5c { position }),
+    };
+    let der = first
+        .as_str()
+        .and_then(|text| STANDARD.decode(text).ok())
+        .ok_or(BundleError::X5c { position })?;
+    let root = X509Authority::parse_at(der.into(), position)?;
+    if agrees(jwk, &root.root.key) {
+        Ok(Some(root))
+    } else {
+        Err(BundleError::OtherKey { position })
+    }
+}
+
+/// Whether what the JWK says about the key, as far as it says anything, is what the certificate says (RFC 7517 4.7).
+fn agrees(jwk: &Jwk, key: &Key) -> bool {
+    let same = |said: &Value, is: &str| said.is_null() || said.as_str() == Some(is);
+    match key {
+        Key::Ec { curve, x, y } => {
+            jwk.kty == "EC" && same(&jwk.crv, curve) && same(&jwk.x, x) && same(&jwk.y, y)
+        }
+        Key::Rsa { n, e } => jwk.kty == "RSA" && same(&jwk.n, n) && same(&jwk.e, e),
+        Key::Ed25519 { x } => jwk.kty == "OKP" && same(&jwk.crv, "Ed25519") && same(&jwk.x, x),
+    }
+}
+
+fn json_error(error: serde_json::Error) -> BundleError {
+    let (line, column) = (error.line(), error.column());
+    let text = error.to_string();
+    let what = text
+        .split(" at line ")
+        .next()
+        .unwrap_or_default()
+        .to_owned();
+    BundleError::Json { line, column, what }
+}
+
+#[derive(Serialize)]
+struct DocumentOut<'a> {
+    keys: Vec<JwkOut<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    spiffe_sequence: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    spiffe_refresh_hint: Option<u64>,
+}
+
+#[derive(Serialize, Default)]
+struct JwkOut<'a> {
+    #[serde(rename = "use")]
+    usage: &'static str,
+    kty: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    crv: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    x: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    y: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    n: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    e: Option<&'a str>,
+    x5c: [String; 1],
+}
+
+fn document(bundle: &Bundle, refresh_hint: Option<Duration>) -> DocumentOut<'_> {
+    let keys = bundle.authorities.iter().map(|root| {
+        let base = JwkOut {
+            usage: X509_USE,
+            x5c: [STANDARD.encode(root.der())],
+            ..JwkOut::default()
+        };
+        match &root.root.key {
+            Key::Ec { curve, x, y } => JwkOut {
+                kty: "EC",
+                crv: Some(curve),
+                x: Some(x),
+                y: Some(y),
+                ..base
+            },
+            Key::Rsa { n, e } => JwkOut {
+                kty: "RSA",
+                n: Some(n),
+                e: Some(e),
+                ..base
+            },
+            Key::Ed25519 { x } => JwkOut {
+                kty: "OKP",
+                crv: Some("Ed25519"),
+                x: Some(x),
+                ..base
+            },
+        }
+    });
+    DocumentOut {
+        keys: keys.collect(),
+        spiffe_sequence: bundle.sequence,
+        spiffe_refresh_hint: refresh_hint.map(|hint| hint.as_secs()),
+    }
+}
+
+pub(super) fn write(bundle: &Bundle) -> Vec<u8> {
+    serde_json::to_vec(&document(bundle, bundle.refresh_hint))
+        .expect("strings and numbers always make JSON")
+}
+
+#[derive(Deserialize)]
+struct MapDocument {
+    trust_domains: Members,
+}
+
+/// Members by name; a name twice is an error, which a plain map would hide.
+struct Members(Vec<(String, Document)>);
+
+impl<'de> Deserialize<'de> for Members {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+
+        impl<'de> de::Visitor<'de> for Visitor {
+            type Value = Members;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of bundles by trust domain name")
+            }
+
+            fn visit_map<M: de::MapAccess<'de>>(self, mut map: M) -> Result<Members, M::Error> {
+                let mut members: BTreeMap<String, Document> = BTreeMap::new();
+                while let Some((name, document)) = map.next_entry::<String, Document>()? {
+                    if members.insert(name, document).is_some() {
+                        return Err(de::Error::custom("a trust domain is named twice"));
+                    }
+                }
+                Ok(Members(members.into_iter().collect()))
+            }
+        }
+
+        deserializer.deserialize_map(Visitor)
+    }
+}
+
+pub(super) fn read_map(json: &[u8]) -> Result<BundleSet, BundleError> {
+    let map: MapDocument = serde_json::from_slice(json).map_err(json_error)?;
+    let mut set = BundleSet::new();
+    for (name, document) in map.trust_domains.0 {
+        let domain: TrustDomain = name.parse().map_err(|source| BundleError::Name {
+            name: name.chars().take(80).collect(),
+            source,
+        })?;
+        let bundle = build(domain.clone(), document).map_err(|source| BundleError::Member {
+            domain,
+            source: Box::new(source),
+        })?;
+        // A map is polled as one; what a member says about its own refreshing must not steer that.
+        set.insert(bundle.with_refresh_hint(None));
+    }
+    Ok(set)
+}
+
+#[derive(Serialize)]
+struct MapOut<'a> {
+    trust_domains: BTreeMap<&'a str, DocumentOut<'a>>,
+}
+
+pub(super) fn write_map(set: &BundleSet) -> Vec<u8> {
+    let trust_domains = set
+        .iter()
+        .map(|bundle| (bundle.trust_domain().as_str(), document(bundle, None)))
+        .collect();
+    serde_json::to_vec(&MapOut { trust_domains }).expect("strings and numbers always make JSON")
+}
