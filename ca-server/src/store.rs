@@ -1,0 +1,403 @@
+//! What this server remembers: one small trait per aggregate, so that a part asks only for those it uses.
+//! Trusts its callers' values, which are parsed types; knows no rule about who may do what.
+//! Never acknowledges a change that a crash or a power cut could take back.
+
+mod codec;
+#[cfg(test)]
+mod conformance;
+mod engine;
+mod error;
+mod memory;
+mod model;
+mod records;
+mod sled;
+mod view;
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use futures::future::BoxFuture;
+use mesh_identity::{Entry, EntryId, Selector, SpiffeId, TrustDomain};
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+pub use self::error::StoreError;
+use self::sled as embedded;
+pub use embedded::SledSettings;
+
+/// What every call answers. A call that changes something answers only when the change is durable.
+pub type StoreFuture<'a, T> = BoxFuture<'a, Result<T, StoreError>>;
+
+/// All aggregates of one store. Cheap to clone; hand each part only the fields it needs.
+#[derive(Clone)]
+pub struct Stores {
+    /// Registration entries.
+    pub entries: Arc<dyn Entries>,
+    /// Attested agents.
+    pub nodes: Arc<dyn Nodes>,
+    /// Join tokens and used `jti`s.
+    pub tokens: Arc<dyn Tokens>,
+    /// Our own bundle and those of other trust domains.
+    pub bundles: Arc<dyn Bundles>,
+    /// The authority's journal.
+    pub journal: Arc<dyn Journal>,
+    /// Every certificate, before it is handed out.
+    pub issued: Arc<dyn Issued>,
+    /// What changed since a revision.
+    pub changes: Arc<dyn Changes>,
+}
+
+impl Stores {
+    /// A store that forgets when the process ends. For tests.
+    pub fn memory(trust_domain: &TrustDomain) -> Self {
+        Self::of(Arc::new(memory::open(trust_domain)))
+    }
+
+    /// Opens (or makes) the embedded store in `directory`, waiting for a killed predecessor's lock.
+    pub async fn open_sled(
+        directory: &Path,
+        trust_domain: &TrustDomain,
+        settings: SledSettings,
+    ) -> Result<Self, StoreError> {
+        Ok(Self::of(Arc::new(embedded::open(directory, trust_domain, settings).await?)))
+    }
+
+    fn of<E: engine::Engine>(store: Arc<model::Store<E>>) -> Self {
+        Self {
+            entries: store.clone(),
+            nodes: store.clone(),
+            tokens: store.clone(),
+            bundles: store.clone(),
+            journal: store.clone(),
+            issued: store.clone(),
+            changes: store,
+        }
+    }
+}
+
+/// The registration entries. Each change takes one number from the global revision counter.
+pub trait Entries: Send + Sync {
+    /// Adds an entry; `entry.revision` is replaced by the new number.
+    fn create(&self, entry: Entry) -> StoreFuture<'_, CreatedEntry>;
+    /// One entry.
+    fn get(&self, id: &EntryId) -> StoreFuture<'_, Option<Arc<Entry>>>;
+    /// All entries, in the order of their ids.
+    fn list(&self) -> StoreFuture<'_, Vec<Arc<Entry>>>;
+    /// Replaces an entry if it still has `entry.revision`: read, change, and try again on [`UpdatedEntry::Changed`].
+    fn update(&self, entry: Entry) -> StoreFuture<'_, UpdatedEntry>;
+    /// Removes an entry and leaves a tombstone; the removed entry is returned.
+    fn delete(&self, id: &EntryId) -> StoreFuture<'_, Option<Arc<Entry>>>;
+    /// Removes entries whose `expires_at` has come.
+    fn delete_expired(&self, now: SystemTime) -> StoreFuture<'_, Vec<Arc<Entry>>>;
+}
+
+/// The outcome of [`Entries::create`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CreatedEntry {
+    /// Stored.
+    New(Arc<Entry>),
+    /// An entry with the same (parent, SPIFFE ID, selectors) is there already: this one.
+    AlreadyExists(Arc<Entry>),
+    /// Another entry has this id.
+    IdTaken(Arc<Entry>),
+}
+
+/// The outcome of [`Entries::update`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum UpdatedEntry {
+    /// Stored; this is the new state.
+    Done(Arc<Entry>),
+    /// There is no such entry.
+    NotFound,
+    /// Someone else changed it since it was read: this is its present state.
+    Changed(Arc<Entry>),
+    /// The change would make it equal to this other entry in (parent, SPIFFE ID, selectors).
+    AlreadyExists(Arc<Entry>),
+}
+
+/// An attested agent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// The agent's SPIFFE ID.
+    pub id: SpiffeId,
+    /// `join_token`, `k8s_psat`.
+    pub attestation_type: String,
+    /// What attestation found out.
+    pub selectors: BTreeSet<Selector>,
+    /// Serial (hex) of the certificate in use; empty once banned.
+    pub serial: String,
+    /// When that certificate ends.
+    pub expires_at: SystemTime,
+    /// Serial and end of a renewed certificate that was not used yet.
+    pub renewed: Option<RenewedSerial>,
+    /// Whether the agent may attest again with the same evidence.
+    pub can_reattest: bool,
+    /// Banned agents cannot return.
+    pub banned: bool,
+    /// What the cluster said, for agents attested by Kubernetes.
+    pub kubernetes: Option<KubernetesFacts>,
+    /// What the agent calls its version; untrusted.
+    pub agent_version: String,
+    /// When it attested last.
+    pub attested_at: SystemTime,
+    /// The number of its last change of selectors or ban; set by the store.
+    pub revision: u64,
+}
+
+/// A certificate that was issued by renewal and becomes current when it is first used.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RenewedSerial {
+    /// Serial, hex.
+    pub serial: String,
+    /// When that certificate ends.
+    pub expires_at: SystemTime,
+}
+
+/// What the cluster said about an agent's pod and node when it attested.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct KubernetesFacts {
+    /// Our name for the cluster.
+    pub cluster: String,
+    /// Namespace of the agent's pod.
+    pub namespace: String,
+    /// Its service account.
+    pub service_account: String,
+    /// Name of the pod.
+    pub pod_name: String,
+    /// UID of the pod.
+    pub pod_uid: String,
+    /// Name of the node.
+    pub node_name: String,
+    /// UID of the node.
+    pub node_uid: String,
+}
+
+/// The attested agents.
+pub trait Nodes: Send + Sync {
+    /// Stores an agent that has just proved itself, replacing its former record; a ban wins.
+    fn attest(&self, node: Node) -> StoreFuture<'_, Attested>;
+    /// One agent.
+    fn get(&self, id: &SpiffeId) -> StoreFuture<'_, Option<Arc<Node>>>;
+    /// All agents, in the order of their ids.
+    fn list(&self) -> StoreFuture<'_, Vec<Arc<Node>>>;
+    /// Notes a renewed certificate, if the agent is not banned and `presented` is its current or renewed serial.
+    fn renew(&self, id: &SpiffeId, presented: &str, renewed: RenewedSerial) -> StoreFuture<'_, Option<Arc<Node>>>;
+    /// Makes the renewed serial the current one, if it is `serial`; `None` if it is neither of the two.
+    fn promote(&self, id: &SpiffeId, serial: &str) -> StoreFuture<'_, Option<Arc<Node>>>;
+    /// Bans (its serials are emptied) or lifts the ban.
+    fn set_banned(&self, id: &SpiffeId, banned: bool) -> StoreFuture<'_, Option<Arc<Node>>>;
+    /// Notes the version that the agent tells.
+    fn set_agent_version(&self, id: &SpiffeId, version: &str) -> StoreFuture<'_, Option<Arc<Node>>>;
+    /// Evicts: the record goes, the agent may attest again. The removed record is returned.
+    fn delete(&self, id: &SpiffeId) -> StoreFuture<'_, Option<Arc<Node>>>;
+}
+
+/// The outcome of [`Nodes::attest`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Attested {
+    /// Stored. `previous` is the record that it replaced.
+    Stored {
+        /// The new record.
+        node: Arc<Node>,
+        /// The one before.
+        previous: Option<Arc<Node>>,
+    },
+    /// The agent is banned: nothing was stored.
+    Banned(Arc<Node>),
+}
+
+/// A join token as it is made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewToken {
+    /// SHA-256 of the token's text ([`token_hash`]); the text itself is never stored.
+    pub hash: [u8; 32],
+    /// When it is void.
+    pub expires_at: SystemTime,
+    /// A name that the agent shall have besides its own.
+    pub agent_id: Option<SpiffeId>,
+}
+
+/// The hash under which a token is stored.
+pub fn token_hash(token: &str) -> [u8; 32] {
+    codec::sha256(&[token.as_bytes()])
+}
+
+/// Things that may be used once.
+pub trait Tokens: Send + Sync {
+    /// Stores a join token; `false` if this token exists already.
+    fn create(&self, token: NewToken) -> StoreFuture<'_, bool>;
+    /// Uses a join token up. Of any number of concurrent calls exactly one is answered with [`Spent::Good`].
+    fn spend(&self, hash: [u8; 32], now: SystemTime) -> StoreFuture<'_, Spent>;
+    /// Notes that a service-account token (`jti`) was used with a key.
+    fn spend_jti(&self, use_: JtiUse) -> StoreFuture<'_, SpentJti>;
+    /// Ties a used `jti` to another key, if it is still tied to `from`; `false` otherwise.
+    fn rebind_jti(&self, jti: &str, from: [u8; 32], to: JtiUse) -> StoreFuture<'_, bool>;
+    /// Forgets tokens and `jti`s that ended before `now`; answers how many.
+    fn prune(&self, now: SystemTime) -> StoreFuture<'_, u64>;
+}
+
+/// The outcome of [`Tokens::spend`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Spent {
+    /// It was good and is now used.
+    Good {
+        /// The alias it was made with.
+        agent_id: Option<SpiffeId>,
+    },
+    /// No such token.
+    Unknown,
+    /// Used before.
+    Used,
+    /// Void by time.
+    Expired,
+}
+
+/// One use of a service-account token.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JtiUse {
+    /// The token's id.
+    pub jti: String,
+    /// SHA-256 of the public key (SPKI DER) in the CSR that came with it.
+    pub spki_hash: [u8; 32],
+    /// Keep the record until then (the token's `exp` and some skew).
+    pub expires_at: SystemTime,
+    /// Who used it: the agent id and where it came from, as the caller likes to compare it.
+    pub holder: String,
+}
+
+/// The outcome of [`Tokens::spend_jti`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SpentJti {
+    /// Never seen before; now noted.
+    First,
+    /// Seen with the same key: an idempotent retry.
+    SameKeyAgain(JtiUse),
+    /// Seen with another key: this one.
+    OtherKey(JtiUse),
+}
+
+/// A stored bundle: data only.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredBundle {
+    /// Whose.
+    pub trust_domain: TrustDomain,
+    /// DER certificates of its X.509 authorities.
+    pub x509_authorities: Vec<Vec<u8>>,
+    /// Its sequence number.
+    pub sequence: u64,
+    /// How often it should be asked for.
+    pub refresh_hint: Option<Duration>,
+    /// The number of its last change in this store; set by the store.
+    pub revision: u64,
+}
+
+/// Our own bundle, written by the authority through [`Journal::write`], and those of other trust domains.
+pub trait Bundles: Send + Sync {
+    /// Our own; `None` before the first authority is made.
+    fn own(&self) -> StoreFuture<'_, Option<Arc<StoredBundle>>>;
+    /// One of another trust domain.
+    fn get(&self, trust_domain: &TrustDomain) -> StoreFuture<'_, Option<Arc<StoredBundle>>>;
+    /// All of other trust domains, in order.
+    fn list(&self) -> StoreFuture<'_, Vec<Arc<StoredBundle>>>;
+    /// Stores one of another trust domain; takes a new revision only if something differs.
+    fn put(&self, bundle: StoredBundle) -> StoreFuture<'_, Arc<StoredBundle>>;
+    /// Removes one; it is returned.
+    fn delete(&self, trust_domain: &TrustDomain) -> StoreFuture<'_, Option<Arc<StoredBundle>>>;
+}
+
+/// What the own bundle shall hold; the store gives it its sequence number.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BundleContent {
+    /// DER certificates of the X.509 authorities.
+    pub x509_authorities: Vec<Vec<u8>>,
+    /// How often it should be asked for.
+    pub refresh_hint: Duration,
+}
+
+/// The authority's memory. Only `authority` reads and writes it.
+pub trait Journal: Send + Sync {
+    /// The journal as it was written last.
+    fn read(&self) -> StoreFuture<'_, Option<Vec<u8>>>;
+    /// Writes journal and own bundle in one step. The bundle's sequence number rises by one if its content differs.
+    fn write(&self, journal: Vec<u8>, bundle: BundleContent) -> StoreFuture<'_, Arc<StoredBundle>>;
+}
+
+/// What is remembered of a certificate before it is handed out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IssuedRecord {
+    /// Serial, hex.
+    pub serial: String,
+    /// Whom it names.
+    pub spiffe_id: SpiffeId,
+    /// For which entry; none for agents and for the server itself.
+    pub entry_id: Option<EntryId>,
+    /// Which agent asked; none for the server itself.
+    pub agent_id: Option<SpiffeId>,
+    /// Which authority signed.
+    pub authority_id: String,
+    /// When it ends.
+    pub not_after: SystemTime,
+    /// When it was signed.
+    pub issued_at: SystemTime,
+}
+
+/// The record of what was signed.
+pub trait Issued: Send + Sync {
+    /// Remembers certificates, all or none. Hand them out only after this has answered.
+    /// A serial that is there already is refused ([`StoreError::SerialTaken`]).
+    fn record(&self, certificates: Vec<IssuedRecord>) -> StoreFuture<'_, ()>;
+    /// One certificate.
+    fn get(&self, serial: &str) -> StoreFuture<'_, Option<IssuedRecord>>;
+    /// How many are remembered. Counts them one by one.
+    fn count(&self) -> StoreFuture<'_, u64>;
+    /// Forgets certificates that ended before `now`; answers how many.
+    fn prune(&self, now: SystemTime) -> StoreFuture<'_, u64>;
+}
+
+/// What differs from an older state. Objects are in the order of their revisions.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ChangeSet {
+    /// The state that this leads to.
+    pub revision: u64,
+    /// Entries that are new or changed.
+    pub entries: Vec<Arc<Entry>>,
+    /// Entries that are gone.
+    pub removed_entries: Vec<EntryId>,
+    /// Agents that are new, or whose selectors or ban changed.
+    pub nodes: Vec<Arc<Node>>,
+    /// Agents that are gone.
+    pub removed_nodes: Vec<SpiffeId>,
+    /// Our own bundle, if it changed.
+    pub own_bundle: Option<Arc<StoredBundle>>,
+    /// Bundles of other trust domains that are new or changed.
+    pub foreign_bundles: Vec<Arc<StoredBundle>>,
+    /// Trust domains whose bundle is gone.
+    pub removed_trust_domains: Vec<TrustDomain>,
+}
+
+/// The numbered history of entries, agents and bundles.
+pub trait Changes: Send + Sync {
+    /// A random id made when the store was made: revisions of different epochs cannot be compared.
+    fn epoch(&self) -> &str;
+    /// The newest revision, never one that could still be lost.
+    fn newest(&self) -> watch::Receiver<u64>;
+    /// What changed after `revision`. `None`: too long ago, or never given out; take [`Changes::everything`].
+    fn since(&self, revision: u64) -> StoreFuture<'_, Option<ChangeSet>>;
+    /// The whole state at one revision, without tombstones.
+    fn everything(&self) -> StoreFuture<'_, ChangeSet>;
+    /// Whether the store works. Once stopped it stays so until the process is started again.
+    fn health(&self) -> watch::Receiver<StoreHealth>;
+}
+
+/// Whether the store takes changes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StoreHealth {
+    /// It does.
+    Working,
+    /// Free space is below the reserve: reads go on, changes are refused until there is room again.
+    NearlyFull,
+    /// A write failed: reads go on, changes are refused until the process is started again.
+    Stopped(Arc<str>),
+}
