@@ -52,7 +52,7 @@ pub struct Stores {
 impl Stores {
     /// A store that forgets when the process ends. For tests.
     pub fn memory(trust_domain: &TrustDomain) -> Self {
-        Self::of(Arc::new(memory::open(trust_domain)))
+        Self::of(memory::open(trust_domain))
     }
 
     /// Opens (or makes) the embedded store in `directory`, waiting for a killed predecessor's lock.
@@ -61,7 +61,7 @@ impl Stores {
         trust_domain: &TrustDomain,
         settings: SledSettings,
     ) -> Result<Self, StoreError> {
-        Ok(Self::of(Arc::new(embedded::open(directory, trust_domain, settings).await?)))
+        Ok(Self::of(embedded::open(directory, trust_domain, settings).await?))
     }
 
     fn of<E: engine::Engine>(store: Arc<model::Store<E>>) -> Self {

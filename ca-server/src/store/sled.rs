@@ -9,7 +9,7 @@ mod tests;
 mod writer;
 
 use std::path::Path;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -81,7 +81,7 @@ pub(super) async fn open(
             Err(error) => drop(tell.send(Err(error))),
         }
     });
-    let unusable = |reason: String| StoreError::Unusable { path: directory, reason };
+    let unusable = |reason: String| StoreError::Unusable { path: directory.clone(), reason };
     let writer = writer.map_err(|error| unusable(format!("no thread for it: {error}")))?;
     let opened = told.await.map_err(|_| unusable("the writer thread ended while opening it".into()))??;
     Ok(Store::over(Embedded {
