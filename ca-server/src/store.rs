@@ -3,8 +3,6 @@
 //! Never acknowledges a change that a crash or a power cut could take back.
 
 mod codec;
-#[cfg(test)]
-mod conformance;
 mod engine;
 mod error;
 mod memory;
@@ -61,7 +59,9 @@ impl Stores {
         trust_domain: &TrustDomain,
         settings: SledSettings,
     ) -> Result<Self, StoreError> {
-        Ok(Self::of(embedded::open(directory, trust_domain, settings).await?))
+        Ok(Self::of(
+            embedded::open(directory, trust_domain, settings).await?,
+        ))
     }
 
     fn of<E: engine::Engine>(store: Arc<model::Store<E>>) -> Self {
@@ -183,13 +183,19 @@ pub trait Nodes: Send + Sync {
     /// All agents, in the order of their ids.
     fn list(&self) -> StoreFuture<'_, Vec<Arc<Node>>>;
     /// Notes a renewed certificate, if the agent is not banned and `presented` is its current or renewed serial.
-    fn renew(&self, id: &SpiffeId, presented: &str, renewed: RenewedSerial) -> StoreFuture<'_, Option<Arc<Node>>>;
+    fn renew(
+        &self,
+        id: &SpiffeId,
+        presented: &str,
+        renewed: RenewedSerial,
+    ) -> StoreFuture<'_, Option<Arc<Node>>>;
     /// Makes the renewed serial the current one, if it is `serial`; `None` if it is neither of the two.
     fn promote(&self, id: &SpiffeId, serial: &str) -> StoreFuture<'_, Option<Arc<Node>>>;
     /// Bans (its serials are emptied) or lifts the ban.
     fn set_banned(&self, id: &SpiffeId, banned: bool) -> StoreFuture<'_, Option<Arc<Node>>>;
     /// Notes the version that the agent tells.
-    fn set_agent_version(&self, id: &SpiffeId, version: &str) -> StoreFuture<'_, Option<Arc<Node>>>;
+    fn set_agent_version(&self, id: &SpiffeId, version: &str)
+    -> StoreFuture<'_, Option<Arc<Node>>>;
     /// Evicts: the record goes, the agent may attest again. The removed record is returned.
     fn delete(&self, id: &SpiffeId) -> StoreFuture<'_, Option<Arc<Node>>>;
 }

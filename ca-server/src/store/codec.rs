@@ -18,27 +18,43 @@ pub(super) trait Row: Serialize + DeserializeOwned {
 }
 
 pub(super) fn encode<R: Row>(row: &R) -> Result<Vec<u8>, StoreError> {
-    let bytes = postcard::to_extend(row, vec![R::SCHEMA]).map_err(|error| unreadable::<R>(error.to_string()))?;
+    let bytes = postcard::to_extend(row, vec![R::SCHEMA])
+        .map_err(|error| unreadable::<R>(error.to_string()))?;
     if bytes.len() > MAX_ROW {
-        return Err(StoreError::TooLarge { what: R::WHAT, size: bytes.len(), limit: MAX_ROW });
+        return Err(StoreError::TooLarge {
+            what: R::WHAT,
+            size: bytes.len(),
+            limit: MAX_ROW,
+        });
     }
     Ok(bytes)
 }
 
 pub(super) fn decode<R: Row>(bytes: &[u8]) -> Result<R, StoreError> {
-    let (schema, row) = bytes.split_first().ok_or_else(|| unreadable::<R>("it is empty".into()))?;
+    let (schema, row) = bytes
+        .split_first()
+        .ok_or_else(|| unreadable::<R>("it is empty".into()))?;
     if *schema != R::SCHEMA {
-        return Err(unreadable::<R>(format!("it has schema {schema}, this program reads schema {}", R::SCHEMA)));
+        return Err(unreadable::<R>(format!(
+            "it has schema {schema}, this program reads schema {}",
+            R::SCHEMA
+        )));
     }
     match postcard::take_from_bytes(row) {
         Ok((row, [])) => Ok(row),
-        Ok((_, rest)) => Err(unreadable::<R>(format!("{} bytes are left over", rest.len()))),
+        Ok((_, rest)) => Err(unreadable::<R>(format!(
+            "{} bytes are left over",
+            rest.len()
+        ))),
         Err(error) => Err(unreadable::<R>(error.to_string())),
     }
 }
 
 pub(super) fn unreadable<R: Row>(reason: String) -> StoreError {
-    StoreError::Unreadable { what: R::WHAT, reason }
+    StoreError::Unreadable {
+        what: R::WHAT,
+        reason,
+    }
 }
 
 /// SHA-256 over parts, each with its length, so that no two lists of parts look alike.

@@ -90,9 +90,20 @@ where
     T: Send + 'static,
     F: FnOnce(&mut Tx<'_>) -> Result<T, StoreError> + Send + 'static,
 {
-    pub(super) fn new(only_removes: bool, work: F) -> (Box<dyn Job>, oneshot::Receiver<Result<T, StoreError>>) {
+    pub(super) fn new(
+        only_removes: bool,
+        work: F,
+    ) -> (Box<dyn Job>, oneshot::Receiver<Result<T, StoreError>>) {
         let (reply, answer) = oneshot::channel();
-        (Box::new(Self { work: Some(work), outcome: None, reply, only_removes }), answer)
+        (
+            Box::new(Self {
+                work: Some(work),
+                outcome: None,
+                reply,
+                only_removes,
+            }),
+            answer,
+        )
     }
 }
 
@@ -106,7 +117,9 @@ where
     }
 
     fn run(&mut self, tx: &mut Tx<'_>) -> bool {
-        let Some(work) = self.work.take() else { return false };
+        let Some(work) = self.work.take() else {
+            return false;
+        };
         let outcome = work(tx);
         let good = outcome.is_ok();
         self.outcome = Some(outcome);
@@ -117,7 +130,9 @@ where
         let answer = match (durable, self.outcome) {
             (Err(error), _) => Err(error),
             (Ok(()), Some(outcome)) => outcome,
-            (Ok(()), None) => Err(StoreError::Stopped { reason: Arc::from("the job was not run") }),
+            (Ok(()), None) => Err(StoreError::Stopped {
+                reason: Arc::from("the job was not run"),
+            }),
         };
         // The caller may have gone away; the change stands all the same.
         drop(self.reply.send(answer));
@@ -134,7 +149,12 @@ pub(super) struct Group<'a> {
 
 impl<'a> Group<'a> {
     pub(super) fn new(pages: &'a dyn Pages, revision: u64) -> Self {
-        Self { pages, overlay: Overlay::new(), events: Vec::new(), revision }
+        Self {
+            pages,
+            overlay: Overlay::new(),
+            events: Vec::new(),
+            revision,
+        }
     }
 
     /// Works one job in; a job that fails leaves nothing behind.
@@ -147,7 +167,12 @@ impl<'a> Group<'a> {
             revision: self.revision,
         };
         if job.run(&mut tx) {
-            let Tx { own, events, revision, .. } = tx;
+            let Tx {
+                own,
+                events,
+                revision,
+                ..
+            } = tx;
             self.overlay.extend(own);
             self.events.extend(events);
             self.revision = revision;
@@ -177,14 +202,21 @@ impl Tx<'_> {
     }
 
     pub(super) fn get<R: Row>(&self, table: Table, key: &[u8]) -> Result<Option<R>, StoreError> {
-        self.bytes(&table.key(key))?.map(|bytes| decode(&bytes)).transpose()
+        self.bytes(&table.key(key))?
+            .map(|bytes| decode(&bytes))
+            .transpose()
     }
 
     pub(super) fn contains(&self, table: Table, key: &[u8]) -> Result<bool, StoreError> {
         Ok(self.bytes(&table.key(key))?.is_some())
     }
 
-    pub(super) fn put<R: Row>(&mut self, table: Table, key: &[u8], row: &R) -> Result<(), StoreError> {
+    pub(super) fn put<R: Row>(
+        &mut self,
+        table: Table,
+        key: &[u8],
+        row: &R,
+    ) -> Result<(), StoreError> {
         self.own.insert(table.key(key), Some(encode(row)?));
         Ok(())
     }
@@ -194,7 +226,11 @@ impl Tx<'_> {
         self.own.insert(table.key(key), Some(bytes.to_vec()));
     }
 
-    pub(super) fn get_plain(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+    pub(super) fn get_plain(
+        &self,
+        table: Table,
+        key: &[u8],
+    ) -> Result<Option<Vec<u8>>, StoreError> {
         self.bytes(&table.key(key))
     }
 
@@ -210,15 +246,16 @@ impl Tx<'_> {
         mut keep: impl FnMut(&[u8], &[u8]) -> ControlFlow<(), bool>,
     ) -> Result<Vec<Vec<u8>>, StoreError> {
         let mut keys = Vec::new();
-        self.pages.scan(&[table as u8], &mut |key, row| match keep(&key[1..], row) {
-            ControlFlow::Continue(wanted) => {
-                if wanted {
-                    keys.push(key[1..].to_vec());
+        self.pages
+            .scan(&[table as u8], &mut |key, row| match keep(&key[1..], row) {
+                ControlFlow::Continue(wanted) => {
+                    if wanted {
+                        keys.push(key[1..].to_vec());
+                    }
+                    ControlFlow::Continue(())
                 }
-                ControlFlow::Continue(())
-            }
-            ControlFlow::Break(()) => ControlFlow::Break(()),
-        })?;
+                ControlFlow::Break(()) => ControlFlow::Break(()),
+            })?;
         Ok(keys)
     }
 
@@ -236,13 +273,22 @@ impl Tx<'_> {
 }
 
 /// Throws the oldest tombstones away when there are too many, and notes how far the memory now reaches.
-pub(super) fn forget_tombstones(group: &mut Group<'_>, view: &SharedView) -> Result<(), StoreError> {
+pub(super) fn forget_tombstones(
+    group: &mut Group<'_>,
+    view: &SharedView,
+) -> Result<(), StoreError> {
     let old = view.read().tombstones_to_forget();
-    let Some(upto) = old.last().copied() else { return Ok(()) };
+    let Some(upto) = old.last().copied() else {
+        return Ok(());
+    };
     for revision in &old {
-        group.overlay.insert(Table::Tombstone.key(&revision.to_be_bytes()), None);
+        group
+            .overlay
+            .insert(Table::Tombstone.key(&revision.to_be_bytes()), None);
     }
-    group.overlay.insert(Table::Meta.key(FORGOTTEN), Some(encode(&CounterRow(upto))?));
+    group
+        .overlay
+        .insert(Table::Meta.key(FORGOTTEN), Some(encode(&CounterRow(upto))?));
     group.events.push(Event::Forgotten(upto));
     Ok(())
 }

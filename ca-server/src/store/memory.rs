@@ -25,7 +25,11 @@ pub(super) struct Memory {
 struct Rows(Mutex<BTreeMap<Vec<u8>, Vec<u8>>>);
 
 pub(super) fn open(trust_domain: &TrustDomain) -> Arc<Store<Memory>> {
-    let view = SharedView::new(uuid::Uuid::new_v4().to_string(), trust_domain.clone(), View::default());
+    let view = SharedView::new(
+        uuid::Uuid::new_v4().to_string(),
+        trust_domain.clone(),
+        View::default(),
+    );
     Store::over(Memory {
         rows: Rows::default(),
         view,
@@ -76,12 +80,20 @@ impl Engine for Memory {
 
 impl Pages for Rows {
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
-        Ok(self.0.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned())
+        Ok(self
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(key)
+            .cloned())
     }
 
     fn scan(&self, prefix: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError> {
         let rows = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        for (key, row) in rows.range(prefix.to_vec()..).take_while(|(key, _)| key.starts_with(prefix)) {
+        for (key, row) in rows
+            .range(prefix.to_vec()..)
+            .take_while(|(key, _)| key.starts_with(prefix))
+        {
             if let ControlFlow::Break(()) = visit(key, row) {
                 break;
             }

@@ -14,9 +14,9 @@ use super::engine::{Engine, Table, Tx, Work};
 use super::records::{BundleRow, EntryRow, IssuedRow, JournalRow, NodeRow, TokenRow, TombstoneRow};
 use super::view::{Event, Gone};
 use super::{
-    Attested, BundleContent, Bundles, ChangeSet, Changes, CreatedEntry, Entries, Issued, IssuedRecord, Journal, JtiUse,
-    NewToken, Node, Nodes, RenewedSerial, Spent, SpentJti, StoreError, StoreFuture, StoreHealth, StoredBundle, Tokens,
-    UpdatedEntry,
+    Attested, BundleContent, Bundles, ChangeSet, Changes, CreatedEntry, Entries, Issued,
+    IssuedRecord, Journal, JtiUse, NewToken, Node, Nodes, RenewedSerial, Spent, SpentJti,
+    StoreError, StoreFuture, StoreHealth, StoredBundle, Tokens, UpdatedEntry,
 };
 
 /// The store over an engine.
@@ -51,7 +51,11 @@ impl<E: Engine> Store<E> {
         async move {
             let (job, answer) = Work::new(only_removes, work);
             self.engine.submit(job).await?;
-            answer.await.unwrap_or_else(|_| Err(StoreError::Stopped { reason: Arc::from("the writer is gone") }))
+            answer.await.unwrap_or_else(|_| {
+                Err(StoreError::Stopped {
+                    reason: Arc::from("the writer is gone"),
+                })
+            })
         }
         .boxed()
     }
@@ -73,7 +77,9 @@ fn triple(entry: &Entry) -> [u8; 32] {
 }
 
 fn entry(tx: &Tx<'_>, id: &[u8]) -> Result<Option<Entry>, StoreError> {
-    tx.get::<EntryRow>(Table::Entry, id)?.map(Entry::try_from).transpose()
+    tx.get::<EntryRow>(Table::Entry, id)?
+        .map(Entry::try_from)
+        .transpose()
 }
 
 /// The entry that has this triple already.
@@ -96,14 +102,20 @@ fn store_entry(tx: &mut Tx<'_>, mut new: Entry) -> Result<Arc<Entry>, StoreError
 
 fn bury(tx: &mut Tx<'_>, gone: Gone) -> Result<(), StoreError> {
     let revision = tx.next_revision()?;
-    tx.put(Table::Tombstone, &revision.to_be_bytes(), &TombstoneRow::from(&gone))?;
+    tx.put(
+        Table::Tombstone,
+        &revision.to_be_bytes(),
+        &TombstoneRow::from(&gone),
+    )?;
     tx.show(Event::Gone(revision, gone));
     Ok(())
 }
 
 fn delete_entry(tx: &mut Tx<'_>, id: &EntryId) -> Result<Option<Arc<Entry>>, StoreError> {
     let key = id.to_string();
-    let Some(old) = entry(tx, key.as_bytes())? else { return Ok(None) };
+    let Some(old) = entry(tx, key.as_bytes())? else {
+        return Ok(None);
+    };
     tx.remove(Table::Entry, key.as_bytes());
     tx.remove(Table::EntryTriple, &triple(&old));
     bury(tx, Gone::Entry(id.clone()))?;
@@ -128,12 +140,22 @@ impl<E: Engine> Entries for Store<E> {
     }
 
     fn list(&self) -> StoreFuture<'_, Vec<Arc<Entry>>> {
-        self.seen(self.engine.view().read().entries.values().cloned().collect())
+        self.seen(
+            self.engine
+                .view()
+                .read()
+                .entries
+                .values()
+                .cloned()
+                .collect(),
+        )
     }
 
     fn update(&self, new: Entry) -> StoreFuture<'_, UpdatedEntry> {
         self.change(move |tx| {
-            let Some(old) = entry(tx, new.id.to_string().as_bytes())? else { return Ok(UpdatedEntry::NotFound) };
+            let Some(old) = entry(tx, new.id.to_string().as_bytes())? else {
+                return Ok(UpdatedEntry::NotFound);
+            };
             if old.revision != new.revision {
                 return Ok(UpdatedEntry::Changed(Arc::new(old)));
             }
@@ -153,8 +175,12 @@ impl<E: Engine> Entries for Store<E> {
     fn delete_expired(&self, now: SystemTime) -> StoreFuture<'_, Vec<Arc<Entry>>> {
         let is_expired = move |entry: &Entry| entry.expires_at.is_some_and(|end| end <= now);
         let view = self.engine.view().read();
-        let expired: Vec<EntryId> =
-            view.entries.values().filter(|entry| is_expired(entry)).map(|entry| entry.id.clone()).collect();
+        let expired: Vec<EntryId> = view
+            .entries
+            .values()
+            .filter(|entry| is_expired(entry))
+            .map(|entry| entry.id.clone())
+            .collect();
         drop(view);
         if expired.is_empty() {
             return self.seen(Vec::new());
@@ -175,11 +201,17 @@ impl<E: Engine> Entries for Store<E> {
 // --- agents
 
 fn node(tx: &Tx<'_>, id: &SpiffeId) -> Result<Option<Node>, StoreError> {
-    tx.get::<NodeRow>(Table::Node, id.as_str().as_bytes())?.map(Node::try_from).transpose()
+    tx.get::<NodeRow>(Table::Node, id.as_str().as_bytes())?
+        .map(Node::try_from)
+        .transpose()
 }
 
 fn store_node(tx: &mut Tx<'_>, new: Node) -> Result<Arc<Node>, StoreError> {
-    tx.put(Table::Node, new.id.as_str().as_bytes(), &NodeRow::from(&new))?;
+    tx.put(
+        Table::Node,
+        new.id.as_str().as_bytes(),
+        &NodeRow::from(&new),
+    )?;
     let new = Arc::new(new);
     tx.show(Event::Node(new.clone()));
     Ok(new)
@@ -194,8 +226,14 @@ impl<E: Engine> Store<E> {
     ) -> StoreFuture<'_, Option<Arc<Node>>> {
         let id = id.clone();
         self.change(move |tx| {
-            let Some(mut found) = node(tx, &id)? else { return Ok(None) };
-            if edit(&mut found, tx)? { store_node(tx, found).map(Some) } else { Ok(None) }
+            let Some(mut found) = node(tx, &id)? else {
+                return Ok(None);
+            };
+            if edit(&mut found, tx)? {
+                store_node(tx, found).map(Some)
+            } else {
+                Ok(None)
+            }
         })
     }
 }
@@ -207,10 +245,15 @@ impl<E: Engine> Nodes for Store<E> {
             new.revision = match &previous {
                 Some(previous) if previous.banned => return Ok(Attested::Banned(previous.clone())),
                 // What others derive from an agent is unchanged: no news for anybody.
-                Some(previous) if previous.selectors == new.selectors && !new.banned => previous.revision,
+                Some(previous) if previous.selectors == new.selectors && !new.banned => {
+                    previous.revision
+                }
                 _ => tx.next_revision()?,
             };
-            Ok(Attested::Stored { node: store_node(tx, new)?, previous })
+            Ok(Attested::Stored {
+                node: store_node(tx, new)?,
+                previous,
+            })
         })
     }
 
@@ -222,7 +265,12 @@ impl<E: Engine> Nodes for Store<E> {
         self.seen(self.engine.view().read().nodes.values().cloned().collect())
     }
 
-    fn renew(&self, id: &SpiffeId, presented: &str, renewed: RenewedSerial) -> StoreFuture<'_, Option<Arc<Node>>> {
+    fn renew(
+        &self,
+        id: &SpiffeId,
+        presented: &str,
+        renewed: RenewedSerial,
+    ) -> StoreFuture<'_, Option<Arc<Node>>> {
         let presented = presented.to_owned();
         self.edit_node(id, move |node, _| {
             if node.banned || !node.has_serial(&presented) {
@@ -263,7 +311,11 @@ impl<E: Engine> Nodes for Store<E> {
         })
     }
 
-    fn set_agent_version(&self, id: &SpiffeId, version: &str) -> StoreFuture<'_, Option<Arc<Node>>> {
+    fn set_agent_version(
+        &self,
+        id: &SpiffeId,
+        version: &str,
+    ) -> StoreFuture<'_, Option<Arc<Node>>> {
         let version = version.to_owned();
         self.edit_node(id, move |node, _| {
             node.agent_version = version;
@@ -274,7 +326,9 @@ impl<E: Engine> Nodes for Store<E> {
     fn delete(&self, id: &SpiffeId) -> StoreFuture<'_, Option<Arc<Node>>> {
         let id = id.clone();
         self.removal(move |tx| {
-            let Some(old) = node(tx, &id)? else { return Ok(None) };
+            let Some(old) = node(tx, &id)? else {
+                return Ok(None);
+            };
             tx.remove(Table::Node, id.as_str().as_bytes());
             bury(tx, Gone::Node(id))?;
             Ok(Some(Arc::new(old)))
@@ -286,7 +340,11 @@ impl Node {
     /// Whether a certificate with this serial is one that the agent may use now.
     pub fn has_serial(&self, serial: &str) -> bool {
         !serial.is_empty()
-            && (self.serial == serial || self.renewed.as_ref().is_some_and(|renewed| renewed.serial == serial))
+            && (self.serial == serial
+                || self
+                    .renewed
+                    .as_ref()
+                    .is_some_and(|renewed| renewed.serial == serial))
     }
 
     fn use_renewed(&mut self) {
@@ -312,7 +370,9 @@ impl<E: Engine> Tokens for Store<E> {
 
     fn spend(&self, hash: [u8; 32], now: SystemTime) -> StoreFuture<'_, Spent> {
         self.change(move |tx| {
-            let Some(mut row) = tx.get::<TokenRow>(Table::Token, &hash)? else { return Ok(Spent::Unknown) };
+            let Some(mut row) = tx.get::<TokenRow>(Table::Token, &hash)? else {
+                return Ok(Spent::Unknown);
+            };
             if row.used_at.is_some() {
                 return Ok(Spent::Used);
             }
@@ -321,19 +381,25 @@ impl<E: Engine> Tokens for Store<E> {
             }
             row.used_at = Some(now);
             tx.put(Table::Token, &hash, &row)?;
-            Ok(Spent::Good { agent_id: row.alias()? })
+            Ok(Spent::Good {
+                agent_id: row.alias()?,
+            })
         })
     }
 
     fn spend_jti(&self, use_: JtiUse) -> StoreFuture<'_, SpentJti> {
-        self.change(move |tx| match tx.get::<JtiUse>(Table::Jti, use_.jti.as_bytes())? {
-            None => {
-                tx.put(Table::Jti, use_.jti.as_bytes(), &use_)?;
-                Ok(SpentJti::First)
-            }
-            Some(earlier) if earlier.spki_hash == use_.spki_hash => Ok(SpentJti::SameKeyAgain(earlier)),
-            Some(earlier) => Ok(SpentJti::OtherKey(earlier)),
-        })
+        self.change(
+            move |tx| match tx.get::<JtiUse>(Table::Jti, use_.jti.as_bytes())? {
+                None => {
+                    tx.put(Table::Jti, use_.jti.as_bytes(), &use_)?;
+                    Ok(SpentJti::First)
+                }
+                Some(earlier) if earlier.spki_hash == use_.spki_hash => {
+                    Ok(SpentJti::SameKeyAgain(earlier))
+                }
+                Some(earlier) => Ok(SpentJti::OtherKey(earlier)),
+            },
+        )
     }
 
     fn rebind_jti(&self, jti: &str, from: [u8; 32], to: JtiUse) -> StoreFuture<'_, bool> {
@@ -357,13 +423,15 @@ impl<E: Engine> Tokens for Store<E> {
                 tx.remove(Table::Token, &key);
                 pruned += 1;
             }
-            let ended =
-                |row: &JtiUse| row.expires_at < now;
+            let ended = |row: &JtiUse| row.expires_at < now;
             for key in tx.durable_keys(Table::Jti, |_, row| {
                 ControlFlow::Continue(decode::<JtiUse>(row).is_ok_and(|row| ended(&row)))
             })? {
                 // It may have been tied to another key, with a later end, in this very group.
-                if tx.get::<JtiUse>(Table::Jti, &key)?.is_some_and(|row| ended(&row)) {
+                if tx
+                    .get::<JtiUse>(Table::Jti, &key)?
+                    .is_some_and(|row| ended(&row))
+                {
                     tx.remove(Table::Jti, &key);
                     pruned += 1;
                 }
@@ -384,11 +452,26 @@ impl<E: Engine> Bundles for Store<E> {
     }
 
     fn get(&self, trust_domain: &TrustDomain) -> StoreFuture<'_, Option<Arc<StoredBundle>>> {
-        self.seen(self.engine.view().read().foreign_bundles.get(trust_domain).cloned())
+        self.seen(
+            self.engine
+                .view()
+                .read()
+                .foreign_bundles
+                .get(trust_domain)
+                .cloned(),
+        )
     }
 
     fn list(&self) -> StoreFuture<'_, Vec<Arc<StoredBundle>>> {
-        self.seen(self.engine.view().read().foreign_bundles.values().cloned().collect())
+        self.seen(
+            self.engine
+                .view()
+                .read()
+                .foreign_bundles
+                .values()
+                .cloned()
+                .collect(),
+        )
     }
 
     fn put(&self, mut new: StoredBundle) -> StoreFuture<'_, Arc<StoredBundle>> {
@@ -413,7 +496,9 @@ impl<E: Engine> Bundles for Store<E> {
         let trust_domain = trust_domain.clone();
         self.removal(move |tx| {
             let key = trust_domain.to_string();
-            let Some(row) = tx.get::<BundleRow>(Table::ForeignBundle, key.as_bytes())? else { return Ok(None) };
+            let Some(row) = tx.get::<BundleRow>(Table::ForeignBundle, key.as_bytes())? else {
+                return Ok(None);
+            };
             tx.remove(Table::ForeignBundle, key.as_bytes());
             bury(tx, Gone::Bundle(trust_domain))?;
             StoredBundle::try_from(row).map(|old| Some(Arc::new(old)))
@@ -425,16 +510,24 @@ impl<E: Engine> Journal for Store<E> {
     fn read(&self) -> StoreFuture<'_, Option<Vec<u8>>> {
         async move {
             let row = self.engine.pages().get(&Table::Journal.key(ONLY))?;
-            row.map(|row| decode::<JournalRow>(&row).map(|row| row.0)).transpose()
+            row.map(|row| decode::<JournalRow>(&row).map(|row| row.0))
+                .transpose()
         }
         .boxed()
     }
 
-    fn write(&self, journal: Vec<u8>, content: BundleContent) -> StoreFuture<'_, Arc<StoredBundle>> {
+    fn write(
+        &self,
+        journal: Vec<u8>,
+        content: BundleContent,
+    ) -> StoreFuture<'_, Arc<StoredBundle>> {
         let trust_domain = self.engine.view().trust_domain().clone();
         self.change(move |tx| {
             tx.put(Table::Journal, ONLY, &JournalRow(journal))?;
-            let old = tx.get::<BundleRow>(Table::OwnBundle, ONLY)?.map(StoredBundle::try_from).transpose()?;
+            let old = tx
+                .get::<BundleRow>(Table::OwnBundle, ONLY)?
+                .map(StoredBundle::try_from)
+                .transpose()?;
             let mut new = StoredBundle {
                 trust_domain,
                 x509_authorities: content.x509_authorities,
@@ -465,7 +558,8 @@ fn end_key(end: SystemTime, serial: &str) -> Vec<u8> {
 }
 
 fn seconds(time: SystemTime) -> u64 {
-    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+    time.duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
 }
 
 impl<E: Engine> Issued for Store<E> {
@@ -474,10 +568,16 @@ impl<E: Engine> Issued for Store<E> {
             for certificate in &certificates {
                 let serial = certificate.serial.as_bytes();
                 if tx.contains(Table::Issued, serial)? {
-                    return Err(StoreError::SerialTaken { serial: certificate.serial.clone() });
+                    return Err(StoreError::SerialTaken {
+                        serial: certificate.serial.clone(),
+                    });
                 }
                 tx.put(Table::Issued, serial, &IssuedRow::from(certificate))?;
-                tx.put_plain(Table::IssuedByEnd, &end_key(certificate.not_after, &certificate.serial), &[]);
+                tx.put_plain(
+                    Table::IssuedByEnd,
+                    &end_key(certificate.not_after, &certificate.serial),
+                    &[],
+                );
             }
             Ok(())
         })
@@ -487,7 +587,8 @@ impl<E: Engine> Issued for Store<E> {
         let key = Table::Issued.key(serial.as_bytes());
         async move {
             let row = self.engine.pages().get(&key)?;
-            row.map(|row| decode::<IssuedRow>(&row)?.try_into()).transpose()
+            row.map(|row| decode::<IssuedRow>(&row)?.try_into())
+                .transpose()
         }
         .boxed()
     }
@@ -495,10 +596,12 @@ impl<E: Engine> Issued for Store<E> {
     fn count(&self) -> StoreFuture<'_, u64> {
         async move {
             let mut count = 0;
-            self.engine.pages().scan(&[Table::Issued as u8], &mut |_, _| {
-                count += 1;
-                ControlFlow::Continue(())
-            })?;
+            self.engine
+                .pages()
+                .scan(&[Table::Issued as u8], &mut |_, _| {
+                    count += 1;
+                    ControlFlow::Continue(())
+                })?;
             Ok(count)
         }
         .boxed()
@@ -508,7 +611,11 @@ impl<E: Engine> Issued for Store<E> {
         self.removal(move |tx| {
             let ended = tx.durable_keys(Table::IssuedByEnd, |key, _| {
                 let end = key.first_chunk::<8>().map(|end| u64::from_be_bytes(*end));
-                if end.is_none_or(|end| end < seconds(now)) { ControlFlow::Continue(true) } else { ControlFlow::Break(()) }
+                if end.is_none_or(|end| end < seconds(now)) {
+                    ControlFlow::Continue(true)
+                } else {
+                    ControlFlow::Break(())
+                }
             })?;
             for key in &ended {
                 tx.remove(Table::IssuedByEnd, key);

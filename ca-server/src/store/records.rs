@@ -9,7 +9,9 @@ use mesh_identity::Entry;
 use serde::{Deserialize, Serialize};
 
 use super::codec::{Row, unreadable};
-use super::{IssuedRecord, JtiUse, KubernetesFacts, NewToken, Node, RenewedSerial, StoreError, StoredBundle};
+use super::{
+    IssuedRecord, JtiUse, KubernetesFacts, NewToken, Node, RenewedSerial, StoreError, StoredBundle,
+};
 
 macro_rules! row {
     ($type:ty, $what:literal, $schema:literal) => {
@@ -21,10 +23,13 @@ macro_rules! row {
 }
 
 fn parse<R: Row, T: FromStr<Err: Display>>(text: &str) -> Result<T, StoreError> {
-    text.parse().map_err(|error: T::Err| unreadable::<R>(error.to_string()))
+    text.parse()
+        .map_err(|error: T::Err| unreadable::<R>(error.to_string()))
 }
 
-fn parse_all<R: Row, T: FromStr<Err: Display>, C: FromIterator<T>>(texts: &[String]) -> Result<C, StoreError> {
+fn parse_all<R: Row, T: FromStr<Err: Display>, C: FromIterator<T>>(
+    texts: &[String],
+) -> Result<C, StoreError> {
     texts.iter().map(|text| parse::<R, T>(text)).collect()
 }
 
@@ -284,8 +289,16 @@ impl TryFrom<IssuedRow> for IssuedRecord {
         Ok(Self {
             serial: row.serial,
             spiffe_id: parse::<IssuedRow, _>(&row.spiffe_id)?,
-            entry_id: row.entry_id.as_deref().map(parse::<IssuedRow, _>).transpose()?,
-            agent_id: row.agent_id.as_deref().map(parse::<IssuedRow, _>).transpose()?,
+            entry_id: row
+                .entry_id
+                .as_deref()
+                .map(parse::<IssuedRow, _>)
+                .transpose()?,
+            agent_id: row
+                .agent_id
+                .as_deref()
+                .map(parse::<IssuedRow, _>)
+                .transpose()?,
             authority_id: row.authority_id,
             not_after: row.not_after,
             issued_at: row.issued_at,

@@ -4,8 +4,6 @@
 
 mod pieces;
 mod place;
-#[cfg(test)]
-mod tests;
 mod writer;
 
 use std::path::Path;
@@ -41,7 +39,11 @@ pub struct SledSettings {
 
 impl Default for SledSettings {
     fn default() -> Self {
-        Self { free_space_reserve: 64 << 20, lock_wait: Duration::from_secs(10), cache: 16 << 20 }
+        Self {
+            free_space_reserve: 64 << 20,
+            lock_wait: Duration::from_secs(10),
+            cache: 16 << 20,
+        }
     }
 }
 
@@ -70,20 +72,27 @@ pub(super) async fn open(
     let (queue, jobs) = mpsc::channel(QUEUE);
     let (tell, told) = oneshot::channel();
     let (directory, trust_domain) = (directory.to_owned(), trust_domain.clone());
-    let writer = std::thread::Builder::new().name("store-writer".into()).spawn({
-        let directory = directory.clone();
-        move || match Writer::open(&directory, &trust_domain, &settings) {
-            Ok((writer, opened)) => {
-                if tell.send(Ok(opened)).is_ok() {
-                    writer.run(jobs);
+    let writer = std::thread::Builder::new()
+        .name("store-writer".into())
+        .spawn({
+            let directory = directory.clone();
+            move || match Writer::open(&directory, &trust_domain, &settings) {
+                Ok((writer, opened)) => {
+                    if tell.send(Ok(opened)).is_ok() {
+                        writer.run(jobs);
+                    }
                 }
+                Err(error) => drop(tell.send(Err(error))),
             }
-            Err(error) => drop(tell.send(Err(error))),
-        }
-    });
-    let unusable = |reason: String| StoreError::Unusable { path: directory.clone(), reason };
+        });
+    let unusable = |reason: String| StoreError::Unusable {
+        path: directory.clone(),
+        reason,
+    };
     let writer = writer.map_err(|error| unusable(format!("no thread for it: {error}")))?;
-    let opened = told.await.map_err(|_| unusable("the writer thread ended while opening it".into()))??;
+    let opened = told
+        .await
+        .map_err(|_| unusable("the writer thread ended while opening it".into()))??;
     Ok(Store::over(Embedded {
         queue: Some(queue),
         writer: Some(writer),
@@ -96,7 +105,9 @@ pub(super) async fn open(
 impl Engine for Embedded {
     fn submit(&self, job: Box<dyn Job>) -> BoxFuture<'_, Result<(), StoreError>> {
         async move {
-            let gone = || StoreError::Stopped { reason: Arc::from("the writer thread has ended") };
+            let gone = || StoreError::Stopped {
+                reason: Arc::from("the writer thread has ended"),
+            };
             let queue = self.queue.as_ref().ok_or_else(gone)?;
             queue.send(job).await.map_err(|_| gone())
         }

@@ -62,7 +62,9 @@ impl View {
         let mut view = Self::default();
         let counter = |key: &[u8]| -> Result<u64, StoreError> {
             let row = pages.get(&Table::Meta.key(key))?;
-            row.map_or(Ok(0), |row| decode::<CounterRow>(&row).map(|counter| counter.0))
+            row.map_or(Ok(0), |row| {
+                decode::<CounterRow>(&row).map(|counter| counter.0)
+            })
         };
         view.revision = counter(REVISION)?;
         view.forgotten = counter(FORGOTTEN)?;
@@ -76,17 +78,25 @@ impl View {
             Ok(())
         })?;
         each(pages, Table::OwnBundle, |_, row| {
-            events.push(Event::OwnBundle(Arc::new(decode::<BundleRow>(row)?.try_into()?)));
+            events.push(Event::OwnBundle(Arc::new(
+                decode::<BundleRow>(row)?.try_into()?,
+            )));
             Ok(())
         })?;
         each(pages, Table::ForeignBundle, |_, row| {
-            events.push(Event::ForeignBundle(Arc::new(decode::<BundleRow>(row)?.try_into()?)));
+            events.push(Event::ForeignBundle(Arc::new(
+                decode::<BundleRow>(row)?.try_into()?,
+            )));
             Ok(())
         })?;
         each(pages, Table::Tombstone, |key, row| {
             let revision = key.try_into().map(u64::from_be_bytes);
-            let revision = revision.map_err(|_| unreadable::<TombstoneRow>("its key is no revision".into()))?;
-            events.push(Event::Gone(revision, decode::<TombstoneRow>(row)?.try_into()?));
+            let revision = revision
+                .map_err(|_| unreadable::<TombstoneRow>("its key is no revision".into()))?;
+            events.push(Event::Gone(
+                revision,
+                decode::<TombstoneRow>(row)?.try_into()?,
+            ));
             Ok(())
         })?;
         view.apply(events, view.revision);
@@ -103,7 +113,8 @@ impl View {
     fn apply_one(&mut self, event: Event) {
         match event {
             Event::Entry(entry) => {
-                self.order.insert(entry.revision, At::Entry(entry.id.clone()));
+                self.order
+                    .insert(entry.revision, At::Entry(entry.id.clone()));
                 let (at, old) = (entry.revision, self.entries.insert(entry.id.clone(), entry));
                 self.unlist(at, old.map(|old| old.revision));
             }
@@ -118,9 +129,15 @@ impl View {
                 self.unlist(at, old.map(|old| old.revision));
             }
             Event::ForeignBundle(bundle) => {
-                self.order.insert(bundle.revision, At::ForeignBundle(bundle.trust_domain.clone()));
-                let (at, old) =
-                    (bundle.revision, self.foreign_bundles.insert(bundle.trust_domain.clone(), bundle));
+                self.order.insert(
+                    bundle.revision,
+                    At::ForeignBundle(bundle.trust_domain.clone()),
+                );
+                let (at, old) = (
+                    bundle.revision,
+                    self.foreign_bundles
+                        .insert(bundle.trust_domain.clone(), bundle),
+                );
                 self.unlist(at, old.map(|old| old.revision));
             }
             Event::Gone(revision, gone) => {
@@ -159,28 +176,40 @@ impl View {
         if self.tombstones <= TOMBSTONES + TOMBSTONES / 10 {
             return Vec::new();
         }
-        let gone = self.order.iter().filter(|(_, at)| matches!(at, At::Gone(_)));
-        gone.map(|(revision, _)| *revision).take(self.tombstones - TOMBSTONES).collect()
+        let gone = self
+            .order
+            .iter()
+            .filter(|(_, at)| matches!(at, At::Gone(_)));
+        gone.map(|(revision, _)| *revision)
+            .take(self.tombstones - TOMBSTONES)
+            .collect()
     }
 
     pub(super) fn since(&self, revision: u64) -> Option<ChangeSet> {
         if revision > self.revision || revision < self.forgotten {
             return None;
         }
-        let mut changes = ChangeSet { revision: self.revision, ..ChangeSet::default() };
+        let mut changes = ChangeSet {
+            revision: self.revision,
+            ..ChangeSet::default()
+        };
         for at in self.order.range(revision + 1..).map(|(_, at)| at) {
             match at {
                 At::Entry(id) => changes.entries.extend(self.entries.get(id).cloned()),
                 At::Node(id) => changes.nodes.extend(self.nodes.get(id).cloned()),
                 At::OwnBundle => changes.own_bundle.clone_from(&self.own_bundle),
                 At::ForeignBundle(domain) => {
-                    changes.foreign_bundles.extend(self.foreign_bundles.get(domain).cloned());
+                    changes
+                        .foreign_bundles
+                        .extend(self.foreign_bundles.get(domain).cloned());
                 }
                 // What was made again after its removal is there, not gone.
                 At::Gone(Gone::Entry(id)) if !self.entries.contains_key(id) => {
                     changes.removed_entries.push(id.clone());
                 }
-                At::Gone(Gone::Node(id)) if !self.nodes.contains_key(id) => changes.removed_nodes.push(id.clone()),
+                At::Gone(Gone::Node(id)) if !self.nodes.contains_key(id) => {
+                    changes.removed_nodes.push(id.clone())
+                }
                 At::Gone(Gone::Bundle(domain)) if !self.foreign_bundles.contains_key(domain) => {
                     changes.removed_trust_domains.push(domain.clone());
                 }
@@ -191,7 +220,10 @@ impl View {
     }
 
     pub(super) fn everything(&self) -> ChangeSet {
-        let mut all = ChangeSet { revision: self.revision, ..ChangeSet::default() };
+        let mut all = ChangeSet {
+            revision: self.revision,
+            ..ChangeSet::default()
+        };
         all.entries = self.entries.values().cloned().collect();
         all.entries.sort_by_key(|entry| entry.revision);
         all.nodes = self.nodes.values().cloned().collect();
@@ -256,7 +288,9 @@ impl TryFrom<TombstoneRow> for Gone {
         Ok(match row {
             TombstoneRow::Entry(id) => Self::Entry(id.parse().map_err(|error| bad(&error))?),
             TombstoneRow::Node(id) => Self::Node(id.parse().map_err(|error| bad(&error))?),
-            TombstoneRow::Bundle(domain) => Self::Bundle(domain.parse().map_err(|error| bad(&error))?),
+            TombstoneRow::Bundle(domain) => {
+                Self::Bundle(domain.parse().map_err(|error| bad(&error))?)
+            }
         })
     }
 }
@@ -270,7 +304,11 @@ fn each(
     let mut failed = Ok(());
     pages.scan(&[table as u8], &mut |key, row| {
         failed = visit(&key[1..], row);
-        if failed.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        if failed.is_ok() {
+            ControlFlow::Continue(())
+        } else {
+            ControlFlow::Break(())
+        }
     })?;
     failed
 }
@@ -286,7 +324,12 @@ pub(super) struct SharedView {
 impl SharedView {
     pub(super) fn new(epoch: String, trust_domain: TrustDomain, view: View) -> Self {
         let newest = watch::Sender::new(view.revision);
-        Self { epoch, trust_domain, view: RwLock::new(view), newest }
+        Self {
+            epoch,
+            trust_domain,
+            view: RwLock::new(view),
+            newest,
+        }
     }
 
     pub(super) fn epoch(&self) -> &str {
@@ -307,7 +350,11 @@ impl SharedView {
 
     /// Shows what has just become durable, then wakes who waits for it.
     pub(super) fn publish(&self, events: Vec<Event>, revision: u64) {
-        self.view.write().unwrap_or_else(PoisonError::into_inner).apply(events, revision);
-        self.newest.send_if_modified(|newest| std::mem::replace(newest, revision) != revision);
+        self.view
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .apply(events, revision);
+        self.newest
+            .send_if_modified(|newest| std::mem::replace(newest, revision) != revision);
     }
 }

@@ -29,11 +29,15 @@ fn piece_key(key: &[u8], index: u16) -> Vec<u8> {
 }
 
 fn failed(error: &sled::Error) -> StoreError {
-    StoreError::Read { reason: error.to_string() }
+    StoreError::Read {
+        reason: error.to_string(),
+    }
 }
 
 fn torn() -> StoreError {
-    StoreError::Read { reason: "a row is incomplete".into() }
+    StoreError::Read {
+        reason: "a row is incomplete".into(),
+    }
 }
 
 /// How many pieces a stored value has.
@@ -47,10 +51,15 @@ fn pieces_of(value: &[u8]) -> Result<Option<u16>, StoreError> {
 
 impl Rows {
     fn join(&self, key: &[u8], value: &[u8]) -> Result<Vec<u8>, StoreError> {
-        let Some(count) = pieces_of(value)? else { return Ok(value[1..].to_vec()) };
+        let Some(count) = pieces_of(value)? else {
+            return Ok(value[1..].to_vec());
+        };
         let mut row = Vec::with_capacity(usize::from(count) * PIECE);
         for index in 0..count {
-            let piece = self.0.get(piece_key(key, index)).map_err(|error| failed(&error))?;
+            let piece = self
+                .0
+                .get(piece_key(key, index))
+                .map_err(|error| failed(&error))?;
             row.extend_from_slice(&piece.ok_or_else(torn)?);
         }
         Ok(row)
@@ -61,7 +70,11 @@ impl Rows {
         let mut batch = sled::Batch::default();
         for (key, row) in overlay {
             let before = self.0.get(&key).map_err(|error| failed(&error))?;
-            let before = before.map(|value| pieces_of(&value)).transpose()?.flatten().unwrap_or(0);
+            let before = before
+                .map(|value| pieces_of(&value))
+                .transpose()?
+                .flatten()
+                .unwrap_or(0);
             let after = match row {
                 None => {
                     batch.remove(key.as_slice());

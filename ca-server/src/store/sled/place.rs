@@ -36,34 +36,64 @@ pub(super) struct Place {
 }
 
 /// Opens the store, making it if there is none.
-pub(super) fn open(directory: &Path, trust_domain: &TrustDomain, settings: &SledSettings) -> Result<Place, StoreError> {
+pub(super) fn open(
+    directory: &Path,
+    trust_domain: &TrustDomain,
+    settings: &SledSettings,
+) -> Result<Place, StoreError> {
     match fs::symlink_metadata(directory) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => make(directory, trust_domain, settings)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            make(directory, trust_domain, settings)?
+        }
         Err(error) => return Err(unusable(directory, error)),
         Ok(found) if !found.is_dir() => return Err(unusable(directory, "it is not a directory")),
         Ok(_) => {}
     }
-    let log = fs::symlink_metadata(directory.join(LOG)).map_err(|error| unusable(&directory.join(LOG), error))?;
+    let log = fs::symlink_metadata(directory.join(LOG))
+        .map_err(|error| unusable(&directory.join(LOG), error))?;
     if !log.is_file() || log.len() == 0 {
-        return Err(unusable(&directory.join(LOG), "it is not a file with content; restore the store from a backup"));
+        return Err(unusable(
+            &directory.join(LOG),
+            "it is not a file with content; restore the store from a backup",
+        ));
     }
     let (db, log) = open_files(directory, settings)?;
     let rows = Rows((*db).clone());
     let header = rows.get(&Table::Meta.key(HEADER))?;
-    let header = header.ok_or_else(|| unusable(directory, "it has no header; restore the store from a backup"))?;
+    let header = header.ok_or_else(|| {
+        unusable(
+            directory,
+            "it has no header; restore the store from a backup",
+        )
+    })?;
     let header: MetaRow = decode(&header)?;
     if header.format != FORMAT {
-        return Err(StoreError::OtherFormat { found: header.format, known: FORMAT });
+        return Err(StoreError::OtherFormat {
+            found: header.format,
+            known: FORMAT,
+        });
     }
     if header.trust_domain != trust_domain.as_str() {
         let configured = trust_domain.to_string();
-        return Err(StoreError::OtherTrustDomain { found: header.trust_domain, configured });
+        return Err(StoreError::OtherTrustDomain {
+            found: header.trust_domain,
+            configured,
+        });
     }
-    Ok(Place { db, rows, log, epoch: header.epoch })
+    Ok(Place {
+        db,
+        rows,
+        log,
+        epoch: header.epoch,
+    })
 }
 
 /// Makes a store beside its place and moves it there when it is complete and durable.
-fn make(directory: &Path, trust_domain: &TrustDomain, settings: &SledSettings) -> Result<(), StoreError> {
+fn make(
+    directory: &Path,
+    trust_domain: &TrustDomain,
+    settings: &SledSettings,
+) -> Result<(), StoreError> {
     let failed = |error: io::Error| unusable(directory, error);
     let parent = match directory.parent() {
         Some(parent) if parent != Path::new("") => parent,
@@ -76,7 +106,11 @@ fn make(directory: &Path, trust_domain: &TrustDomain, settings: &SledSettings) -
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
         _ => {}
     }
-    DirBuilder::new().recursive(true).mode(0o700).create(&unfinished).map_err(failed)?;
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&unfinished)
+        .map_err(failed)?;
     let (db, log) = open_files(&unfinished, settings)?;
     let header = MetaRow {
         format: FORMAT,
@@ -84,7 +118,10 @@ fn make(directory: &Path, trust_domain: &TrustDomain, settings: &SledSettings) -
         trust_domain: trust_domain.to_string(),
     };
     let rows = Rows((*db).clone());
-    rows.write(Overlay::from([(Table::Meta.key(HEADER), Some(encode(&header)?))]))?;
+    rows.write(Overlay::from([(
+        Table::Meta.key(HEADER),
+        Some(encode(&header)?),
+    )]))?;
     db.flush().map_err(|error| unusable(directory, error))?;
     log.sync_all().map_err(failed)?;
     drop((rows, db));
@@ -107,18 +144,29 @@ fn open_files(directory: &Path, settings: &SledSettings) -> Result<(sled::Db, Fi
     let mut waited = Duration::ZERO;
     loop {
         // sled panics on some kinds of damage.
-        let opened = catch_unwind(AssertUnwindSafe(|| config.open()))
-            .map_err(|_| unusable(directory, "sled gave up on its content; restore the store from a backup"))?;
+        let opened = catch_unwind(AssertUnwindSafe(|| config.open())).map_err(|_| {
+            unusable(
+                directory,
+                "sled gave up on its content; restore the store from a backup",
+            )
+        })?;
         match opened {
             Ok(db) => {
-                let log = File::options().read(true).write(true).open(directory.join(LOG));
+                let log = File::options()
+                    .read(true)
+                    .write(true)
+                    .open(directory.join(LOG));
                 return Ok((db, log.map_err(|error| unusable(directory, error))?));
             }
             Err(error) if is_locked(&error) && waited < settings.lock_wait => {
                 std::thread::sleep(LOCK_PAUSE);
                 waited += LOCK_PAUSE;
             }
-            Err(error) if is_locked(&error) => return Err(StoreError::Locked { path: directory.to_owned() }),
+            Err(error) if is_locked(&error) => {
+                return Err(StoreError::Locked {
+                    path: directory.to_owned(),
+                });
+            }
             Err(error) => return Err(unusable(directory, error)),
         }
     }
@@ -129,5 +177,8 @@ fn is_locked(error: &sled::Error) -> bool {
 }
 
 fn unusable(path: &Path, reason: impl ToString) -> StoreError {
-    StoreError::Unusable { path: path.to_owned(), reason: reason.to_string() }
+    StoreError::Unusable {
+        path: path.to_owned(),
+        reason: reason.to_string(),
+    }
 }

@@ -31,18 +31,38 @@ impl Writer {
         trust_domain: &TrustDomain,
         settings: &SledSettings,
     ) -> Result<(Self, Opened), StoreError> {
-        let unusable = |reason: &str| StoreError::Unusable { path: directory.to_owned(), reason: reason.to_owned() };
+        let unusable = |reason: &str| StoreError::Unusable {
+            path: directory.to_owned(),
+            reason: reason.to_owned(),
+        };
         let (place, view) = catch_unwind(AssertUnwindSafe(|| {
             let place = place::open(directory, trust_domain, settings)?;
             let view = View::load(&place.rows)?;
             Ok((place, view))
         }))
         .map_err(|_| unusable("reading its content failed; restore the store from a backup"))??;
-        let view = Arc::new(SharedView::new(place.epoch.clone(), trust_domain.clone(), view));
+        let view = Arc::new(SharedView::new(
+            place.epoch.clone(),
+            trust_domain.clone(),
+            view,
+        ));
         let health = watch::Sender::new(StoreHealth::Working);
-        let opened = Opened { rows: place.rows.clone(), view: view.clone(), health: health.subscribe() };
+        let opened = Opened {
+            rows: place.rows.clone(),
+            view: view.clone(),
+            health: health.subscribe(),
+        };
         let reserve = settings.free_space_reserve;
-        Ok((Self { directory: directory.to_owned(), place, view, reserve, health }, opened))
+        Ok((
+            Self {
+                directory: directory.to_owned(),
+                place,
+                view,
+                reserve,
+                health,
+            },
+            opened,
+        ))
     }
 
     /// Works until the last handle on the queue is gone.
@@ -60,8 +80,12 @@ impl Writer {
 
     fn commit(&self, jobs: Vec<Box<dyn Job>>) {
         if let StoreHealth::Stopped(reason) = &*self.health.borrow() {
-            let stopped = StoreError::Stopped { reason: reason.clone() };
-            return jobs.into_iter().for_each(|job| job.acknowledge(Err(stopped.clone())));
+            let stopped = StoreError::Stopped {
+                reason: reason.clone(),
+            };
+            return jobs
+                .into_iter()
+                .for_each(|job| job.acknowledge(Err(stopped.clone())));
         }
         let mut jobs = self.refuse_if_nearly_full(jobs);
         // A defect in a job, or a panic inside sled, stops the store; it does not end the program without a word.
@@ -85,18 +109,32 @@ impl Writer {
         if overlay.is_empty() {
             return Ok(());
         }
-        self.place.rows.write(overlay).map_err(|error| error.to_string())?;
-        self.place.db.flush().map_err(|error| format!("flush: {error}"))?;
+        self.place
+            .rows
+            .write(overlay)
+            .map_err(|error| error.to_string())?;
+        self.place
+            .db
+            .flush()
+            .map_err(|error| format!("flush: {error}"))?;
         // sled's flush ends in sync_file_range, which is no barrier: this is.
-        self.place.log.sync_data().map_err(|error| format!("fdatasync: {error}"))?;
+        self.place
+            .log
+            .sync_data()
+            .map_err(|error| format!("fdatasync: {error}"))?;
         self.view.publish(events, revision);
         Ok(())
     }
 
     fn stop(&self, reason: &str) -> StoreError {
-        tracing::error!(code = "FNL1006", reason, "the store has stopped taking changes");
+        tracing::error!(
+            code = "FNL1006",
+            reason,
+            "the store has stopped taking changes"
+        );
         let reason: Arc<str> = Arc::from(reason);
-        self.health.send_replace(StoreHealth::Stopped(reason.clone()));
+        self.health
+            .send_replace(StoreHealth::Stopped(reason.clone()));
         StoreError::Stopped { reason }
     }
 
@@ -109,13 +147,17 @@ impl Writer {
         self.set_health(StoreHealth::NearlyFull);
         let (pass, refuse): (Vec<_>, Vec<_>) = jobs.into_iter().partition(|job| job.only_removes());
         for job in refuse {
-            job.acknowledge(Err(StoreError::NearlyFull { free, reserve: self.reserve }));
+            job.acknowledge(Err(StoreError::NearlyFull {
+                free,
+                reserve: self.reserve,
+            }));
         }
         pass
     }
 
     fn set_health(&self, now: StoreHealth) {
-        self.health.send_if_modified(|health| std::mem::replace(health, now.clone()) != now);
+        self.health
+            .send_if_modified(|health| std::mem::replace(health, now.clone()) != now);
     }
 
     /// `None` where the file system does not tell.

@@ -1,0 +1,224 @@
+//! The signing authority: the only part that can reach a CA private key, and the only one that decides what a
+//! certificate of ours looks like. Trusts the template and the public key it is given; its callers proved them.
+//! Never signs outside its own validity, and never signs with a key whose certificate is not yet in the durable bundle.
+
+mod certificate;
+mod error;
+mod journal;
+mod keys;
+mod rotation;
+mod slots;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use arc_swap::ArcSwapOption;
+use mesh_identity::{DnsName, SpiffeId, TrustDomain};
+use rustls_pki_types::CertificateDer;
+use tokio::sync::{Mutex, watch};
+
+use self::certificate::Signer;
+use self::keys::SealingKey;
+use self::slots::Slots;
+use crate::store::{BundleContent, Journal, StoredBundle};
+
+pub use self::error::{AuthorityError, SignError};
+pub use self::rotation::run;
+pub use self::slots::{SlotState, Step, Times, next_step};
+
+/// How far back a certificate's start lies, unless the template says otherwise: verifiers' clocks differ.
+pub const BACKDATE: Duration = Duration::from_secs(10);
+
+/// The shortest life of an authority. Below this its SVIDs would be renewed without pause.
+pub const SHORTEST_LIFE: Duration = Duration::from_secs(10);
+
+/// What the authority is made from.
+#[derive(Clone, Debug)]
+pub struct AuthoritySettings {
+    /// Whose certificates.
+    pub trust_domain: TrustDomain,
+    /// How long a new X.509 authority lives.
+    pub lifetime: Duration,
+    /// How often others should ask for our bundle.
+    pub refresh_hint: Duration,
+    /// The file with the key that seals the CA keys in the store; made on the very first start.
+    pub sealing_key: PathBuf,
+}
+
+impl AuthoritySettings {
+    /// The longest SVID life that an authority of this lifetime can always grant in full:
+    /// the next one takes over when this much is left.
+    pub fn longest_svid(&self) -> Duration {
+        slots::activation_margin(self.lifetime)
+    }
+}
+
+/// What a leaf certificate shall say. Nothing of it comes from the requester.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeafTemplate {
+    /// Whom it names: a member of our trust domain, with a path.
+    pub spiffe_id: SpiffeId,
+    /// Further names.
+    pub dns_names: Vec<DnsName>,
+    /// How long it should live; it never outlives the authority.
+    pub ttl: Duration,
+    /// How far its start lies back; usually [`BACKDATE`].
+    pub not_before_backdate: Duration,
+}
+
+/// A signed leaf.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SignedLeaf {
+    /// The leaf and the intermediates above it, never the root.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// Serial number, lower-case hex.
+    pub serial: String,
+    /// Which authority signed: hex of its subject key id.
+    pub authority_id: String,
+    /// Start of validity.
+    pub not_before: SystemTime,
+    /// End of validity.
+    pub not_after: SystemTime,
+}
+
+/// What others may know of an authority.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlotStatus {
+    /// Hex of the subject key id.
+    pub authority_id: String,
+    /// Whether it signs.
+    pub state: SlotState,
+    /// Start of validity.
+    pub not_before: SystemTime,
+    /// End of validity.
+    pub not_after: SystemTime,
+}
+
+/// The X.509 authority with its slots. Share it by `Arc`.
+pub struct Authority {
+    settings: AuthoritySettings,
+    sealing: SealingKey,
+    journal: Arc<dyn Journal>,
+    /// One step at a time. Held across the store's answer.
+    slots: Mutex<Slots>,
+    /// What `sign_leaf` uses, swapped whole.
+    active: ArcSwapOption<Signer>,
+    /// Public keys of all slots, which no leaf may have.
+    own_keys: watch::Sender<Arc<Vec<Vec<u8>>>>,
+    bundle: watch::Sender<Arc<StoredBundle>>,
+    status: watch::Sender<Arc<Vec<SlotStatus>>>,
+}
+
+impl Authority {
+    /// Loads the authority from the store, or makes the first one. Afterwards one is active.
+    pub async fn open(
+        settings: AuthoritySettings,
+        journal: Arc<dyn Journal>,
+        now: SystemTime,
+    ) -> Result<Arc<Self>, AuthorityError> {
+        if settings.lifetime < SHORTEST_LIFE {
+            return Err(AuthorityError::ShortLife {
+                lifetime: settings.lifetime,
+                shortest: SHORTEST_LIFE,
+            });
+        }
+        let remembered = journal.read().await?;
+        let sealing = SealingKey::load(&settings.sealing_key, remembered.is_none())?;
+        let mut slots = match &remembered {
+            Some(bytes) => journal::decode(bytes, &settings.trust_domain, &sealing)?,
+            None => Slots::default(),
+        };
+        rotation::catch_up(&mut slots, &settings, &sealing, now)?;
+        let bundle = write(&settings, &*journal, &slots).await?;
+        let authority = Self {
+            active: ArcSwapOption::empty(),
+            own_keys: watch::Sender::default(),
+            bundle: watch::Sender::new(bundle.clone()),
+            status: watch::Sender::default(),
+            slots: Mutex::new(Slots::default()),
+            settings,
+            sealing,
+            journal,
+        };
+        authority.publish(&slots, bundle);
+        *authority.slots.lock().await = slots;
+        Ok(Arc::new(authority))
+    }
+
+    /// Signs a leaf with the active authority. `subject_public_key` is a DER SubjectPublicKeyInfo whose owner
+    /// has proved possession.
+    pub fn sign_leaf(
+        &self,
+        template: &LeafTemplate,
+        subject_public_key: &[u8],
+        now: SystemTime,
+    ) -> Result<SignedLeaf, SignError> {
+        let id = &template.spiffe_id;
+        if !id.is_member_of(&self.settings.trust_domain) || id.path().is_empty() {
+            return Err(SignError::NotOurs { id: id.clone() });
+        }
+        if self
+            .own_keys
+            .borrow()
+            .iter()
+            .any(|own| own == subject_public_key)
+        {
+            return Err(SignError::OwnKey);
+        }
+        let signer = self.active.load();
+        signer
+            .as_ref()
+            .ok_or(SignError::NoAuthority)?
+            .sign(template, subject_public_key, now)
+    }
+
+    /// Our bundle as it is stored, newest first seen; its sequence number rises with each change.
+    pub fn bundle(&self) -> watch::Receiver<Arc<StoredBundle>> {
+        self.bundle.subscribe()
+    }
+
+    /// All authorities that are in the bundle.
+    pub fn status(&self) -> watch::Receiver<Arc<Vec<SlotStatus>>> {
+        self.status.subscribe()
+    }
+
+    /// Takes the steps that are due and says when the next one will be. A step that the store did not accept
+    /// changes nothing: what was active goes on signing.
+    pub async fn advance(&self, now: SystemTime) -> Result<SystemTime, AuthorityError> {
+        let mut slots = self.slots.lock().await;
+        loop {
+            let step = slots.next_step(now);
+            if let Step::Wait(pause) = step {
+                return Ok(now + pause);
+            }
+            let mut next = slots.clone();
+            rotation::take(&mut next, step, &self.settings, &self.sealing, now)?;
+            let bundle = write(&self.settings, &*self.journal, &next).await?;
+            self.publish(&next, bundle);
+            tracing::info!(?step, authorities = ?next.statuses(), "authority rotation");
+            *slots = next;
+        }
+    }
+
+    /// Readers see the new bundle before the new signer, never the other way round.
+    fn publish(&self, slots: &Slots, bundle: Arc<StoredBundle>) {
+        self.own_keys.send_replace(Arc::new(slots.public_keys()));
+        self.bundle.send_replace(bundle);
+        self.active.store(slots.active_signer());
+        self.status.send_replace(Arc::new(slots.statuses()));
+    }
+}
+
+/// Writes journal and bundle in one step.
+async fn write(
+    settings: &AuthoritySettings,
+    journal: &dyn Journal,
+    slots: &Slots,
+) -> Result<Arc<StoredBundle>, AuthorityError> {
+    let content = BundleContent {
+        x509_authorities: slots.certificates(),
+        refresh_hint: settings.refresh_hint,
+    };
+    Ok(journal.write(journal::encode(slots)?, content).await?)
+}

@@ -1,0 +1,282 @@
+//! What we put in a certificate: the profile of an authority and of a leaf (X509-SVID; spiffe.md C.5).
+//! Takes names from a template and a bare public key; nothing else of a request reaches this place.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use mesh_identity::{SpiffeId, TrustDomain};
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, DnValue,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyUsagePurpose, PublicKeyData, SanType,
+    SerialNumber, SignatureAlgorithm,
+};
+use rustls_pki_types::CertificateDer;
+use time::OffsetDateTime;
+use x509_parser::prelude::{FromDer, ParsedExtension};
+use x509_parser::x509::SubjectPublicKeyInfo;
+
+use super::keys::{CaKey, key_id, new_serial};
+use super::slots::Times;
+use super::{AuthorityError, BACKDATE, LeafTemplate, SignError, SignedLeaf};
+
+/// `serialNumber` as a part of a name (X.520).
+const SERIAL_NUMBER: [u64; 4] = [2, 5, 4, 5];
+
+/// The dates that X.509 can write in four digits of a year.
+const LATEST: u64 = 253_402_300_799;
+
+/// An authority that can sign.
+pub(super) struct Signer {
+    issuer: Issuer<'static, CaKey>,
+    authority_id: String,
+    times: Times,
+}
+
+/// A new authority: its self-signed certificate and the one who signs with it.
+pub(super) struct NewAuthority {
+    pub(super) certificate: CertificateDer<'static>,
+    pub(super) signer: Signer,
+}
+
+impl Signer {
+    /// Makes a self-signed authority for a key.
+    pub(super) fn self_signed(
+        trust_domain: &TrustDomain,
+        key: CaKey,
+        lifetime: Duration,
+        now: SystemTime,
+    ) -> Result<NewAuthority, AuthorityError> {
+        let failed = |reason: String| AuthorityError::Make { reason };
+        let serial = new_serial().ok_or_else(|| failed("no random numbers".into()))?;
+        let mut params = authority_params(&key);
+        params.distinguished_name.push(
+            DnType::CustomDnType(SERIAL_NUMBER.to_vec()),
+            DnValue::PrintableString(
+                hex(&serial)
+                    .try_into()
+                    .map_err(|error: rcgen::Error| failed(error.to_string()))?,
+            ),
+        );
+        params.serial_number = Some(SerialNumber::from_slice(&serial));
+        params.not_before = date(now - BACKDATE);
+        params.not_after = date(now + lifetime);
+        params.subject_alt_names = vec![uri(&trust_domain.id()).map_err(failed)?];
+        let certificate = params
+            .self_signed(&key)
+            .map_err(|error| failed(error.to_string()))?
+            .der()
+            .clone();
+        let signer = Self::restore(&certificate, key).map_err(failed)?;
+        Ok(NewAuthority {
+            signer,
+            certificate,
+        })
+    }
+
+    /// The authority of a certificate that we made, for its key. Issuer name and key id are taken from the
+    /// certificate, so that leaves repeat them byte for byte.
+    pub(super) fn restore(certificate: &CertificateDer<'_>, key: CaKey) -> Result<Self, String> {
+        let facts = facts(certificate)?;
+        if facts.public_key != key.subject_public_key_info() {
+            return Err("the key is not that of the certificate".into());
+        }
+        let issuer =
+            Issuer::from_ca_cert_der(certificate, key).map_err(|error| error.to_string())?;
+        Ok(Self {
+            issuer,
+            authority_id: facts.authority_id,
+            times: facts.times,
+        })
+    }
+
+    /// Signs a leaf.
+    pub(super) fn sign(
+        &self,
+        template: &LeafTemplate,
+        subject_public_key: &[u8],
+        now: SystemTime,
+    ) -> Result<SignedLeaf, SignError> {
+        if now < self.times.not_before || now >= self.times.not_after {
+            return Err(SignError::NoAuthority);
+        }
+        let failed = |reason: String| SignError::Failed { reason };
+        let subject = SubjectKey::parse(subject_public_key)?;
+        let serial = new_serial().ok_or_else(|| failed("no random numbers".into()))?;
+        let start = now
+            .checked_sub(template.not_before_backdate)
+            .unwrap_or(UNIX_EPOCH)
+            .max(self.times.not_before);
+        let end = now
+            .checked_add(template.ttl)
+            .map_or(self.times.not_after, |end| end.min(self.times.not_after));
+        let (not_before, not_after) = (whole_seconds(start), whole_seconds(end));
+        if not_after <= now {
+            return Err(SignError::NoTime);
+        }
+        let mut params = CertificateParams::default();
+        params.serial_number = Some(SerialNumber::from_slice(&serial));
+        params.not_before = date(not_before);
+        params.not_after = date(not_after);
+        // No name at all: the SPIFFE ID is the identity, and the SAN is critical for that (X509-6).
+        params.distinguished_name = DistinguishedName::new();
+        params.subject_alt_names = vec![uri(&template.spiffe_id).map_err(failed)?];
+        for name in &template.dns_names {
+            let name = name
+                .as_str()
+                .to_owned()
+                .try_into()
+                .map_err(|error: rcgen::Error| failed(error.to_string()))?;
+            params.subject_alt_names.push(SanType::DnsName(name));
+        }
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
+        params.key_identifier_method = KeyIdMethod::PreSpecified(key_id(subject.bits));
+        params.use_authority_key_identifier_extension = true;
+        let leaf = params
+            .signed_by(&subject, &self.issuer)
+            .map_err(|error| failed(error.to_string()))?;
+        Ok(SignedLeaf {
+            chain: vec![leaf.der().clone()],
+            serial: hex(&serial),
+            authority_id: self.authority_id.clone(),
+            not_before,
+            not_after,
+        })
+    }
+}
+
+/// What every authority of ours has in common.
+fn authority_params(key: &CaKey) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CountryName, "US");
+    params
+        .distinguished_name
+        .push(DnType::OrganizationName, "SPIFFE");
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params.key_identifier_method = KeyIdMethod::PreSpecified(key_id(key.der_bytes()));
+    params.use_authority_key_identifier_extension = true;
+    params
+}
+
+/// What a certificate of an authority says.
+pub(super) struct Facts {
+    /// Hex of its subject key id.
+    pub(super) authority_id: String,
+    pub(super) times: Times,
+    /// Its SubjectPublicKeyInfo.
+    pub(super) public_key: Vec<u8>,
+}
+
+pub(super) fn facts(certificate: &CertificateDer<'_>) -> Result<Facts, String> {
+    let (rest, parsed) =
+        x509_parser::parse_x509_certificate(certificate).map_err(|error| error.to_string())?;
+    let key_id =
+        parsed
+            .iter_extensions()
+            .find_map(|extension| match extension.parsed_extension() {
+                ParsedExtension::SubjectKeyIdentifier(id) => Some(id.0),
+                _ => None,
+            });
+    match key_id {
+        Some(id) if rest.is_empty() => Ok(Facts {
+            authority_id: hex(id),
+            times: Times {
+                not_before: parsed.validity().not_before.to_datetime().into(),
+                not_after: parsed.validity().not_after.to_datetime().into(),
+            },
+            public_key: parsed.public_key().raw.to_vec(),
+        }),
+        _ => Err("it is not a certificate with a key id".into()),
+    }
+}
+
+/// A public key that we certify.
+struct SubjectKey<'a> {
+    bits: &'a [u8],
+    algorithm: &'static SignatureAlgorithm,
+}
+
+impl<'a> SubjectKey<'a> {
+    fn parse(spki: &'a [u8]) -> Result<Self, SignError> {
+        let refused = |reason: &str| SignError::PublicKey {
+            reason: reason.to_owned(),
+        };
+        let (rest, parsed) =
+            SubjectPublicKeyInfo::from_der(spki).map_err(|_| refused("it is not a public key"))?;
+        if !rest.is_empty() {
+            return Err(refused("bytes follow it"));
+        }
+        // The key's bits lie at the end of its DER; borrowing them from there outlives the parse.
+        let bits = spki
+            .len()
+            .checked_sub(parsed.subject_public_key.data.len())
+            .and_then(|start| spki.get(start..));
+        let bits = bits.filter(|bits| *bits == parsed.subject_public_key.data.as_ref());
+        let bits = bits.ok_or_else(|| refused("it is not in DER"))?;
+        let known = [
+            &rcgen::PKCS_ECDSA_P256_SHA256,
+            &rcgen::PKCS_ECDSA_P384_SHA384,
+            &rcgen::PKCS_ED25519,
+            &rcgen::PKCS_RSA_SHA256,
+        ];
+        // What we will write must be what we were given: this settles algorithm, parameters and encoding at once.
+        let same = known
+            .into_iter()
+            .map(|algorithm| SubjectKey { bits, algorithm });
+        same.into_iter()
+            .find(|key| key.subject_public_key_info() == spki)
+            .ok_or_else(|| refused("it is neither P-256, P-384, Ed25519 nor RSA, in DER"))
+    }
+}
+
+impl PublicKeyData for SubjectKey<'_> {
+    fn der_bytes(&self) -> &[u8] {
+        self.bits
+    }
+
+    fn algorithm(&self) -> &'static SignatureAlgorithm {
+        self.algorithm
+    }
+}
+
+fn uri(id: &SpiffeId) -> Result<SanType, String> {
+    let text = id
+        .as_str()
+        .to_owned()
+        .try_into()
+        .map_err(|error: rcgen::Error| error.to_string())?;
+    Ok(SanType::URI(text))
+}
+
+/// X.509 counts in seconds.
+fn whole_seconds(time: SystemTime) -> SystemTime {
+    UNIX_EPOCH
+        + Duration::from_secs(
+            time.duration_since(UNIX_EPOCH)
+                .map_or(0, |since| since.as_secs()),
+        )
+}
+
+fn date(time: SystemTime) -> OffsetDateTime {
+    let seconds = time
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
+        .min(LATEST);
+    OffsetDateTime::UNIX_EPOCH + Duration::from_secs(seconds)
+}
+
+pub(super) fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes
+        .iter()
+        .fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+            // Writing to a String cannot fail.
+            write!(text, "{byte:02x}").ok();
+            text
+        })
+}
