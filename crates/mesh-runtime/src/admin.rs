@@ -264,13 +264,11 @@ impl BoundAdmin {
                         .header_read_timeout(HEADER_TIMEOUT)
                         .max_buf_size(16 * 1024)
                         .serve_connection(TokioIo::new(stream), service);
-                    match tokio::time::timeout(CONNECTION_LIFE, stop.unless_stopped(connection))
-                        .await
-                    {
-                        Ok(Some(Err(error))) => {
-                            tracing::debug!(error = %ErrorChain(&error), "admin connection ended")
-                        }
-                        Ok(_) | Err(_) => {}
+                    let served =
+                        tokio::time::timeout(CONNECTION_LIFE, stop.unless_stopped(connection))
+                            .await;
+                    if let Ok(Some(Err(error))) = served {
+                        tracing::debug!(error = %ErrorChain(&error), "admin connection ended");
                     }
                     drop(permit);
                 }

@@ -1,13 +1,15 @@
 //! What every program of Finial needs to run, and nothing about identities or policies.
 //! Decides how they start, stop, log, count, record and read their configuration; never links another crate of ours.
 //!
-//! [`readiness`] · [`drain`] · [`accept`] connections in · [`metrics`] and [`admin`] the port for operators ·
-//! [`addresses`] what was bound.
+//! In reading order: [`clock`] time as an argument · [`errors`] how failures are shown · [`config`] strict YAML, all
+//! mistakes at once · [`telemetry`] logs and secrets · [`tasks`] who runs and who stops · [`readiness`] · [`drain`] ·
+//! [`accept`] connections in · [`metrics`] and [`admin`] the port for operators · [`addresses`] what was bound.
 
 pub mod accept;
 pub mod addresses;
 pub mod admin;
 pub mod clock;
+pub mod config;
 pub mod drain;
 pub mod errors;
 pub mod metrics;

@@ -5,7 +5,7 @@
 //! use mesh_runtime::telemetry::{LogFormat, LogOptions, Repetition, Secret};
 //! let options = LogOptions { level: "info".into(), format: LogFormat::Json };
 //! mesh_runtime::telemetry::init(&options).unwrap();       // once, first thing in main
-//! assert_eq!(format!("{:?}", Secret::new("hunter2")), "[redacted]");
+//! assert_eq!(format!("{:?}", Secret::new("hunter2".to_owned())), "[redacted]");
 //! let quiet = Repetition::new("feed");                    // in a reconnect loop: quiet.failed(&error); quiet.succeeded();
 //! quiet.failed(&std::io::Error::other("refused"));
 //! ```
@@ -120,6 +120,9 @@ pub struct Secret<T: Zeroize>(T);
 
 const REDACTED: &str = "[redacted]";
 
+/// The name under which serde meets a secret, so that the configuration reader does not quote its line.
+pub(crate) const SECRET_NEWTYPE: &str = "$finial::Secret";
+
 impl<T: Zeroize> Secret<T> {
     /// Takes the value.
     pub fn new(value: T) -> Self {
@@ -166,7 +169,22 @@ impl<T: Zeroize> Serialize for Secret<T> {
 
 impl<'de, T: Zeroize + Deserialize<'de>> Deserialize<'de> for Secret<T> {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        T::deserialize(deserializer).map(Self)
+        struct Inner<T>(std::marker::PhantomData<T>);
+        impl<'de, T: Zeroize + Deserialize<'de>> serde::de::Visitor<'de> for Inner<T> {
+            type Value = Secret<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a secret")
+            }
+
+            fn visit_newtype_struct<D: serde::Deserializer<'de>>(
+                self,
+                inner: D,
+            ) -> Result<Secret<T>, D::Error> {
+                T::deserialize(inner).map(Secret)
+            }
+        }
+        deserializer.deserialize_newtype_struct(SECRET_NEWTYPE, Inner(std::marker::PhantomData))
     }
 }
 

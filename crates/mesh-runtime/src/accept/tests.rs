@@ -27,7 +27,7 @@ async fn over_the_cap_connections_wait_until_one_ends() {
         |mut stream: TcpStream, permit| async move {
             stream.write_all(b"x").await.ok();
             let mut byte = [0];
-            stream.read(&mut byte).await.ok();
+            stream.read_exact(&mut byte).await.ok();
             drop(permit);
         },
     ));
@@ -207,7 +207,7 @@ fn child_serving_with_few_descriptors() {
             |mut stream: TcpStream, permit| async move {
                 if stream.write_all(b"x").await.is_ok() {
                     let mut byte = [0];
-                    stream.read(&mut byte).await.ok();
+                    stream.read_exact(&mut byte).await.ok();
                 }
                 drop(permit);
             },
