@@ -1,0 +1,61 @@
+//! Decides which cryptography TLS uses: TLS 1.3 suites, X25519MLKEM768 first, then X25519, then P-256.
+//! Trusts aws-lc-rs, or ring where a build asks for it; this is the only file that names either to rustls.
+//! Never offers a TLS 1.2 suite, whatever features other crates switch on.
+
+use std::sync::{Arc, LazyLock};
+
+use rustls::{
+    SupportedCipherSuite,
+    crypto::{CryptoProvider, SupportedKxGroup},
+    sign::SigningKey,
+};
+use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+
+#[cfg(all(feature = "aws-lc-rs", not(feature = "ring-only")))]
+use rustls::crypto::aws_lc_rs as chosen;
+#[cfg(feature = "ring-only")]
+use rustls::crypto::ring as chosen;
+
+#[cfg(not(any(feature = "aws-lc-rs", feature = "ring-only")))]
+compile_error!("mesh-tls needs a provider: the feature aws-lc-rs (default) or ring-only");
+
+/// Key exchanges in the order of preference.
+const GROUPS: &[&dyn SupportedKxGroup] = &[
+    #[cfg(not(feature = "ring-only"))]
+    chosen::kx_group::X25519MLKEM768,
+    chosen::kx_group::X25519,
+    chosen::kx_group::SECP256R1,
+];
+
+/// AES-256 first: a quantum search halves the strength of a symmetric key, and AES instructions make it cost next to nothing.
+const SUITES: &[SupportedCipherSuite] = &[
+    chosen::cipher_suite::TLS13_AES_256_GCM_SHA384,
+    chosen::cipher_suite::TLS13_AES_128_GCM_SHA256,
+    chosen::cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
+];
+
+static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
+    Arc::new(CryptoProvider {
+        cipher_suites: SUITES.to_vec(),
+        kx_groups: GROUPS.to_vec(),
+        ..chosen::default_provider()
+    })
+});
+
+/// Makes our provider the one of the whole process. The first line of each `main`: libraries such as kube take the process default.
+/// A second call changes nothing.
+pub fn install_default_provider() {
+    // An error means that a default is installed already, and it stays.
+    drop(CryptoProvider::install_default(CryptoProvider::clone(
+        &PROVIDER,
+    )));
+}
+
+pub(crate) fn provider() -> &'static Arc<CryptoProvider> {
+    &PROVIDER
+}
+
+/// Parses a PKCS#8 key from where it lies, so that no copy escapes the owner's zeroing.
+pub(crate) fn signing_key(pkcs8: &[u8]) -> Result<Arc<dyn SigningKey>, rustls::Error> {
+    chosen::sign::any_supported_type(&PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(pkcs8)))
+}
