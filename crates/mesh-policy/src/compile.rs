@@ -78,7 +78,7 @@ impl CompiledPolicy {
     #[must_use]
     pub fn new(set: &PolicySet, door: Door) -> Self {
         let (mut deny, mut allow, mut unenforceable) = (Vec::new(), Vec::new(), Vec::new());
-        for policy in &set.policies {
+        for policy in set.policies() {
             let name: Arc<str> = policy.name.as_str().into();
             for rule in &policy.rules {
                 if door.protocol == Protocol::Tcp && rule.to.iter().any(Operation::has_http_fields) {

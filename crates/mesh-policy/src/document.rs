@@ -23,7 +23,7 @@ pub(crate) struct Node {
 #[derive(Debug)]
 pub(crate) enum Value {
     Null,
-    Bool(bool),
+    Bool,
     Integer(i128),
     Float,
     Text(String),
@@ -43,7 +43,7 @@ impl Value {
     pub(crate) fn kind(&self) -> &'static str {
         match self {
             Self::Null => "nothing",
-            Self::Bool(_) => "a boolean",
+            Self::Bool => "a boolean",
             Self::Integer(_) => "a number",
             Self::Float => "a fraction",
             Self::Text(_) => "text",
@@ -85,7 +85,7 @@ pub(crate) fn read(text: &str) -> Result<Vec<Node>, Problem> {
 #[derive(Debug)]
 enum Raw {
     Null,
-    Bool(bool),
+    Bool,
     Integer(i128),
     Float,
     Text(String),
@@ -97,7 +97,7 @@ impl From<Spanned<Raw>> for Node {
     fn from(raw: Spanned<Raw>) -> Self {
         let value = match raw.value {
             Raw::Null => Value::Null,
-            Raw::Bool(b) => Value::Bool(b),
+            Raw::Bool => Value::Bool,
             Raw::Integer(n) => Value::Integer(n),
             Raw::Float => Value::Float,
             Raw::Text(text) => Value::Text(text),
@@ -140,8 +140,8 @@ impl<'de> Visitor<'de> for RawVisitor {
         Raw::deserialize(deserializer)
     }
 
-    fn visit_bool<E>(self, value: bool) -> Result<Raw, E> {
-        Ok(Raw::Bool(value))
+    fn visit_bool<E>(self, _: bool) -> Result<Raw, E> {
+        Ok(Raw::Bool)
     }
 
     fn visit_i64<E>(self, value: i64) -> Result<Raw, E> {

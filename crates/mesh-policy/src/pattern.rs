@@ -294,9 +294,9 @@ fn matches_template(segments: &[Segment], path: &str) -> bool {
     let mut parts = rest.split('/');
     for segment in segments {
         match (segment, parts.next()) {
-            (Segment::Rest, _) => return true,
             (_, None) => return false,
-            (Segment::One, Some(part)) if part.is_empty() => return false,
+            (Segment::Rest, Some(_)) => return true,
+            (Segment::One, Some("")) => return false,
             (Segment::One, Some(_)) => {}
             (Segment::Literal(own), Some(part)) if &**own == part => {}
             (Segment::Literal(_), Some(_)) => return false,

@@ -565,7 +565,7 @@ impl Reader {
 
     fn source(&mut self, node: &Node) -> Option<Source> {
         let fields = self.fields(node, &["principals", "notPrincipals", "trustDomains", "notTrustDomains"])?;
-        self.not_empty(&fields, node.place)?;
+        self.not_empty(node)?;
         Some(Source {
             principals: self.values(&fields, "principals", Principal::parse),
             not_principals: self.values(&fields, "notPrincipals", Principal::parse),
@@ -577,7 +577,7 @@ impl Reader {
     fn operation(&mut self, node: &Node) -> Option<Operation> {
         let known = ["hosts", "notHosts", "ports", "notPorts", "methods", "notMethods", "paths", "notPaths"];
         let fields = self.fields(node, &known)?;
-        self.not_empty(&fields, node.place)?;
+        self.not_empty(node)?;
         Some(Operation {
             ports: self.ports(&fields, "ports"),
             not_ports: self.ports(&fields, "notPorts"),
@@ -590,9 +590,9 @@ impl Reader {
         })
     }
 
-    fn not_empty(&mut self, fields: &Fields<'_>, place: Place) -> Option<()> {
-        if fields.is_empty() {
-            self.problem(ProblemKind::Empty, place, "an empty condition would match everything; say what is meant".to_owned());
+    fn not_empty(&mut self, node: &Node) -> Option<()> {
+        if matches!(&node.value, Value::Map(pairs) if pairs.is_empty()) {
+            self.problem(ProblemKind::Empty, node.place, "an empty condition would match everything; say what is meant".to_owned());
             return None;
         }
         Some(())

@@ -67,9 +67,9 @@ fn all_problems_are_told_at_once_with_their_places() {
     starts("line 9, column 13: spec.rules[0].from[0].source: unknown field `principal`; did you mean `principals`?");
     starts("line 10, column 26: spec.rules[0].from[0].source.principals[0]: `*/sa/x`: a leading wildcard");
     starts("line 10, column 36: spec.rules[0].from[0].source.principals[1]: text is wanted here, not a number");
-    starts("line 12, column 31: spec.rules[0].to[0].operation.ports[0]: a port is a number");
-    starts("line 12, column 45: spec.rules[0].to[0].operation.methods[0]: `get`: a method is a token in capital letters");
-    starts("line 12, column 59: spec.rules[0].to[0].operation.paths[0]: `/a/../b`: no request can have this path");
+    starts("line 12, column 32: spec.rules[0].to[0].operation.ports[0]: a port is a number");
+    starts("line 12, column 46: spec.rules[0].to[0].operation.methods[0]: `get`: a method is a token in capital letters");
+    starts("line 12, column 60: spec.rules[0].to[0].operation.paths[0]: `/a/../b`: no request can have this path");
     assert_eq!(found.len(), 9, "{found:#?}");
 }
 
