@@ -64,12 +64,20 @@ impl Unenforceable {
 
 impl fmt::Display for Unenforceable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { policy, rule, action } = self;
+        let Self {
+            policy,
+            rule,
+            action,
+        } = self;
         let effect = match action {
             Action::Allow => "it allows nothing here",
             Action::Deny => "its HTTP fields are ignored here, so it denies more than it says",
         };
-        write!(f, "policy {policy} rule {rule} has HTTP fields, but this door carries TCP: {effect} [{}]", Self::CODE)
+        write!(
+            f,
+            "policy {policy} rule {rule} has HTTP fields, but this door carries TCP: {effect} [{}]",
+            Self::CODE
+        )
     }
 }
 
@@ -81,8 +89,13 @@ impl CompiledPolicy {
         for policy in set.policies() {
             let name: Arc<str> = policy.name.as_str().into();
             for rule in &policy.rules {
-                if door.protocol == Protocol::Tcp && rule.to.iter().any(Operation::has_http_fields) {
-                    unenforceable.push(Unenforceable { policy: policy.name.clone(), rule: rule.name.clone(), action: policy.action });
+                if door.protocol == Protocol::Tcp && rule.to.iter().any(Operation::has_http_fields)
+                {
+                    unenforceable.push(Unenforceable {
+                        policy: policy.name.clone(),
+                        rule: rule.name.clone(),
+                        action: policy.action,
+                    });
                 }
                 let rules = match policy.action {
                     Action::Deny => &mut deny,
@@ -91,13 +104,27 @@ impl CompiledPolicy {
                 rules.push(compile_rule(&name, policy.action, rule));
             }
         }
-        Self { inner: Arc::new(Inner { ready: true, deny, allow, unenforceable }) }
+        Self {
+            inner: Arc::new(Inner {
+                ready: true,
+                deny,
+                allow,
+                unenforceable,
+            }),
+        }
     }
 
     /// Before there is a policy: denies everything, and says that it is not ready.
     #[must_use]
     pub fn not_ready() -> Self {
-        Self { inner: Arc::new(Inner { ready: false, deny: Vec::new(), allow: Vec::new(), unenforceable: Vec::new() }) }
+        Self {
+            inner: Arc::new(Inner {
+                ready: false,
+                deny: Vec::new(),
+                allow: Vec::new(),
+                unenforceable: Vec::new(),
+            }),
+        }
     }
 
     /// Whether a policy set was ever read.
@@ -134,5 +161,11 @@ impl CompiledPolicy {
 }
 
 fn compile_rule(policy: &Arc<str>, action: Action, rule: &Rule) -> CompiledRule {
-    CompiledRule { policy: Arc::clone(policy), action, name: rule.name.as_str().into(), from: rule.from.clone(), to: rule.to.clone() }
+    CompiledRule {
+        policy: Arc::clone(policy),
+        action,
+        name: rule.name.as_str().into(),
+        from: rule.from.clone(),
+        to: rule.to.clone(),
+    }
 }

@@ -74,23 +74,46 @@ impl fmt::Display for Reason {
 /// Decides one connection (`facts.http` is `None`) or one request.
 #[must_use]
 pub fn decide<'p>(policy: &'p CompiledPolicy, facts: &Facts<'_>) -> Verdict<'p> {
-    let by = |effect, reason, rule: &'p CompiledRule| Verdict { effect, reason, policy: Some(&rule.policy), rule: Some(&rule.name) };
+    let by = |effect, reason, rule: &'p CompiledRule| Verdict {
+        effect,
+        reason,
+        policy: Some(&rule.policy),
+        rule: Some(&rule.name),
+    };
     if !policy.is_ready() {
-        return Verdict { effect: Effect::Deny, reason: Reason::NotReady, policy: None, rule: None };
+        return Verdict {
+            effect: Effect::Deny,
+            reason: Reason::NotReady,
+            policy: None,
+            rule: None,
+        };
     }
     if let Some(rule) = policy.deny().iter().find(|rule| rule.matches(facts)) {
         return by(Effect::Deny, Reason::DenyRule, rule);
     }
     match policy.allow().iter().find(|rule| rule.matches(facts)) {
         Some(rule) => by(Effect::Allow, Reason::AllowRule, rule),
-        None => Verdict { effect: Effect::Deny, reason: Reason::NoRule, policy: None, rule: None },
+        None => Verdict {
+            effect: Effect::Deny,
+            reason: Reason::NoRule,
+            policy: None,
+            rule: None,
+        },
     }
 }
 
 impl CompiledRule {
     pub(crate) fn matches(&self, facts: &Facts<'_>) -> bool {
-        (self.from.is_empty() || self.from.iter().any(|source| source_matches(source, self.action, facts)))
-            && (self.to.is_empty() || self.to.iter().any(|operation| operation_matches(operation, self.action, facts)))
+        (self.from.is_empty()
+            || self
+                .from
+                .iter()
+                .any(|source| source_matches(source, self.action, facts)))
+            && (self.to.is_empty()
+                || self
+                    .to
+                    .iter()
+                    .any(|operation| operation_matches(operation, self.action, facts)))
     }
 }
 
@@ -99,7 +122,9 @@ pub(crate) fn source_matches(source: &Source, action: Action, facts: &Facts<'_>)
     let Some(peer) = facts.peer else {
         // No identity: no positive condition holds. A `not` holds for a DENY, so that it denies, and does
         // not hold for an ALLOW, so that it does not let a stranger in.
-        return action == Action::Deny && source.principals.is_empty() && source.trust_domains.is_empty();
+        return action == Action::Deny
+            && source.principals.is_empty()
+            && source.trust_domains.is_empty();
     };
     let domain = peer.trust_domain();
     (source.principals.is_empty() || source.principals.iter().any(|p| p.matches(peer)))
@@ -118,11 +143,14 @@ pub(crate) fn operation_matches(operation: &Operation, action: Action, facts: &F
 }
 
 pub(crate) fn ports_match(operation: &Operation, facts: &Facts<'_>) -> bool {
-    (operation.ports.is_empty() || operation.ports.contains(&facts.port)) && !operation.not_ports.contains(&facts.port)
+    (operation.ports.is_empty() || operation.ports.contains(&facts.port))
+        && !operation.not_ports.contains(&facts.port)
 }
 
 fn http_matches(operation: &Operation, action: Action, http: &HttpFacts<'_>) -> bool {
-    methods_match(operation, http) && paths_match(operation, action, http) && hosts_match(operation, http)
+    methods_match(operation, http)
+        && paths_match(operation, action, http)
+        && hosts_match(operation, http)
 }
 
 pub(crate) fn methods_match(operation: &Operation, http: &HttpFacts<'_>) -> bool {

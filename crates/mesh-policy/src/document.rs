@@ -60,7 +60,10 @@ pub(crate) fn read(text: &str) -> Result<Vec<Node>, Problem> {
             ProblemKind::TooLarge,
             Place::UNKNOWN,
             "",
-            format!("the file has {} bytes; at most {LARGEST_FILE} are read", text.len()),
+            format!(
+                "the file has {} bytes; at most {LARGEST_FILE} are read",
+                text.len()
+            ),
         ));
     }
     let options = serde_saphyr::options! {
@@ -73,12 +76,13 @@ pub(crate) fn read(text: &str) -> Result<Vec<Node>, Problem> {
             max_documents: 10_000,
         },
     };
-    let raw: Vec<Spanned<Raw>> = serde_saphyr::from_multiple_with_options(text, options).map_err(|error| {
-        let place = error.location().map_or(Place::UNKNOWN, Place::from);
-        // Only the parser's sentence: never a piece of the file, which may hold what should not be printed.
-        let message = error.without_snippet().to_string();
-        Problem::new(ProblemKind::NotYaml, place, "", message)
-    })?;
+    let raw: Vec<Spanned<Raw>> =
+        serde_saphyr::from_multiple_with_options(text, options).map_err(|error| {
+            let place = error.location().map_or(Place::UNKNOWN, Place::from);
+            // Only the parser's sentence: never a piece of the file, which may hold what should not be printed.
+            let message = error.without_snippet().to_string();
+            Problem::new(ProblemKind::NotYaml, place, "", message)
+        })?;
     Ok(raw.into_iter().map(Node::from).collect())
 }
 
@@ -105,11 +109,22 @@ impl From<Spanned<Raw>> for Node {
             Raw::Map(pairs) => Value::Map(
                 pairs
                     .into_iter()
-                    .map(|(key, value)| (Key { place: Place::from(key.referenced), name: key.value }, Node::from(value)))
+                    .map(|(key, value)| {
+                        (
+                            Key {
+                                place: Place::from(key.referenced),
+                                name: key.value,
+                            },
+                            Node::from(value),
+                        )
+                    })
                     .collect(),
             ),
         };
-        Self { place: Place::from(raw.referenced), value }
+        Self {
+            place: Place::from(raw.referenced),
+            value,
+        }
     }
 }
 

@@ -44,7 +44,11 @@ pub struct Failed {
 
 impl fmt::Display for Failed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {} is not in [{}]", self.field, self.had, self.wanted)
+        write!(
+            f,
+            "{}: {} is not in [{}]",
+            self.field, self.had, self.wanted
+        )
     }
 }
 
@@ -52,13 +56,21 @@ impl<'p> Explanation<'p> {
     /// The ALLOW rule that came nearest to matching: the fewest failed conditions, the first of equals.
     #[must_use]
     pub fn nearest(&self) -> Option<&Tried<'p>> {
-        self.tried.iter().filter(|t| t.action == Action::Allow && !t.failed.is_empty()).min_by_key(|t| t.failed.len())
+        self.tried
+            .iter()
+            .filter(|t| t.action == Action::Allow && !t.failed.is_empty())
+            .min_by_key(|t| t.failed.len())
     }
 
     /// One sentence for a log line.
     #[must_use]
     pub fn sentence(&self) -> String {
-        let Verdict { effect, reason, policy, rule } = self.verdict;
+        let Verdict {
+            effect,
+            reason,
+            policy,
+            rule,
+        } = self.verdict;
         let (policy, rule) = (policy.unwrap_or_default(), rule.unwrap_or_default());
         match (effect, reason) {
             (Effect::Allow, _) => format!("allowed by policy {policy} rule {rule}"),
@@ -68,7 +80,12 @@ impl<'p> Explanation<'p> {
                 None => "no rule allows it".to_owned(),
                 Some(near) => {
                     let failed: Vec<String> = near.failed.iter().map(ToString::to_string).collect();
-                    format!("no rule allows it; nearest is policy {} rule {}: {}", near.policy, near.rule, failed.join("; "))
+                    format!(
+                        "no rule allows it; nearest is policy {} rule {}: {}",
+                        near.policy,
+                        near.rule,
+                        failed.join("; ")
+                    )
                 }
             },
         }
@@ -83,8 +100,16 @@ impl fmt::Display for Explanation<'_> {
                 Action::Allow => "ALLOW",
                 Action::Deny => "DENY",
             };
-            let matched = if tried.failed.is_empty() { "matched" } else { "no match" };
-            writeln!(f, "  {action} {} rule {}: {matched}", tried.policy, tried.rule)?;
+            let matched = if tried.failed.is_empty() {
+                "matched"
+            } else {
+                "no match"
+            };
+            writeln!(
+                f,
+                "  {action} {} rule {}: {matched}",
+                tried.policy, tried.rule
+            )?;
             for failed in &tried.failed {
                 writeln!(f, "    {failed}")?;
             }
@@ -101,7 +126,12 @@ pub fn explain<'p>(policy: &'p CompiledPolicy, facts: &Facts<'_>) -> Explanation
     for rule in policy.deny().iter().chain(policy.allow()) {
         let failed = why_not(rule, facts);
         let matched = failed.is_empty();
-        tried.push(Tried { policy: &rule.policy, rule: &rule.name, action: rule.action, failed });
+        tried.push(Tried {
+            policy: &rule.policy,
+            rule: &rule.name,
+            action: rule.action,
+            failed,
+        });
         if matched {
             break;
         }
@@ -110,8 +140,16 @@ pub fn explain<'p>(policy: &'p CompiledPolicy, facts: &Facts<'_>) -> Explanation
 }
 
 fn why_not(rule: &CompiledRule, facts: &Facts<'_>) -> Vec<Failed> {
-    let mut failed = fewest(rule.from.iter().map(|source| why_not_source(source, rule.action, facts)));
-    failed.extend(fewest(rule.to.iter().map(|operation| why_not_operation(operation, rule.action, facts))));
+    let mut failed = fewest(
+        rule.from
+            .iter()
+            .map(|source| why_not_source(source, rule.action, facts)),
+    );
+    failed.extend(fewest(
+        rule.to
+            .iter()
+            .map(|operation| why_not_operation(operation, rule.action, facts)),
+    ));
     failed
 }
 
@@ -121,18 +159,43 @@ fn fewest(alternatives: impl Iterator<Item = Vec<Failed>>) -> Vec<Failed> {
 }
 
 fn why_not_source(source: &Source, action: Action, facts: &Facts<'_>) -> Vec<Failed> {
-    let had = facts.peer.map_or_else(|| "no identity".to_owned(), ToString::to_string);
-    let domain = facts.peer.map_or_else(|| "no identity".to_owned(), |p| p.trust_domain().to_string());
+    let had = facts
+        .peer
+        .map_or_else(|| "no identity".to_owned(), ToString::to_string);
+    let domain = facts.peer.map_or_else(
+        || "no identity".to_owned(),
+        |p| p.trust_domain().to_string(),
+    );
     let mut check = Checks::default();
     let each = |f: &dyn Fn(&mut Source)| {
         let mut alone = Source::default();
         f(&mut alone);
         decide::source_matches(&alone, action, facts)
     };
-    check.field("principals", &had, &source.principals, each(&|s| s.principals.clone_from(&source.principals)));
-    check.field("notPrincipals", &had, &source.not_principals, each(&|s| s.not_principals.clone_from(&source.not_principals)));
-    check.field("trustDomains", &domain, &source.trust_domains, each(&|s| s.trust_domains.clone_from(&source.trust_domains)));
-    check.field("notTrustDomains", &domain, &source.not_trust_domains, each(&|s| s.not_trust_domains.clone_from(&source.not_trust_domains)));
+    check.field(
+        "principals",
+        &had,
+        &source.principals,
+        each(&|s| s.principals.clone_from(&source.principals)),
+    );
+    check.field(
+        "notPrincipals",
+        &had,
+        &source.not_principals,
+        each(&|s| s.not_principals.clone_from(&source.not_principals)),
+    );
+    check.field(
+        "trustDomains",
+        &domain,
+        &source.trust_domains,
+        each(&|s| s.trust_domains.clone_from(&source.trust_domains)),
+    );
+    check.field(
+        "notTrustDomains",
+        &domain,
+        &source.not_trust_domains,
+        each(&|s| s.not_trust_domains.clone_from(&source.not_trust_domains)),
+    );
     check.failed
 }
 
@@ -144,16 +207,59 @@ fn why_not_operation(operation: &Operation, action: Action, facts: &Facts<'_>) -
         decide::operation_matches(&alone, action, facts)
     };
     let port = facts.port.to_string();
-    check.field("ports", &port, &operation.ports, each(&|o| o.ports.clone_from(&operation.ports)));
-    check.field("notPorts", &port, &operation.not_ports, each(&|o| o.not_ports.clone_from(&operation.not_ports)));
+    check.field(
+        "ports",
+        &port,
+        &operation.ports,
+        each(&|o| o.ports.clone_from(&operation.ports)),
+    );
+    check.field(
+        "notPorts",
+        &port,
+        &operation.not_ports,
+        each(&|o| o.not_ports.clone_from(&operation.not_ports)),
+    );
     let none = "a connection without HTTP";
-    let (method, host, path) = facts.http.as_ref().map_or((none, none, none), |h| (h.method, h.host, h.path.as_str()));
-    check.field("methods", method, &operation.methods, each(&|o| o.methods.clone_from(&operation.methods)));
-    check.field("notMethods", method, &operation.not_methods, each(&|o| o.not_methods.clone_from(&operation.not_methods)));
-    check.field("hosts", host, &operation.hosts, each(&|o| o.hosts.clone_from(&operation.hosts)));
-    check.field("notHosts", host, &operation.not_hosts, each(&|o| o.not_hosts.clone_from(&operation.not_hosts)));
-    check.field("paths", path, &operation.paths, each(&|o| o.paths.clone_from(&operation.paths)));
-    check.field("notPaths", path, &operation.not_paths, each(&|o| o.not_paths.clone_from(&operation.not_paths)));
+    let (method, host, path) = facts
+        .http
+        .as_ref()
+        .map_or((none, none, none), |h| (h.method, h.host, h.path.as_str()));
+    check.field(
+        "methods",
+        method,
+        &operation.methods,
+        each(&|o| o.methods.clone_from(&operation.methods)),
+    );
+    check.field(
+        "notMethods",
+        method,
+        &operation.not_methods,
+        each(&|o| o.not_methods.clone_from(&operation.not_methods)),
+    );
+    check.field(
+        "hosts",
+        host,
+        &operation.hosts,
+        each(&|o| o.hosts.clone_from(&operation.hosts)),
+    );
+    check.field(
+        "notHosts",
+        host,
+        &operation.not_hosts,
+        each(&|o| o.not_hosts.clone_from(&operation.not_hosts)),
+    );
+    check.field(
+        "paths",
+        path,
+        &operation.paths,
+        each(&|o| o.paths.clone_from(&operation.paths)),
+    );
+    check.field(
+        "notPaths",
+        path,
+        &operation.not_paths,
+        each(&|o| o.not_paths.clone_from(&operation.not_paths)),
+    );
     check.failed
 }
 
@@ -163,7 +269,13 @@ struct Checks {
 }
 
 impl Checks {
-    fn field<T: fmt::Display>(&mut self, field: &'static str, had: &str, wanted: &[T], holds: bool) {
+    fn field<T: fmt::Display>(
+        &mut self,
+        field: &'static str,
+        had: &str,
+        wanted: &[T],
+        holds: bool,
+    ) {
         const SHOWN: usize = 5;
         if wanted.is_empty() || holds {
             return;
@@ -172,6 +284,10 @@ impl Checks {
         if wanted.len() > SHOWN {
             list.push(format!("and {} more", wanted.len() - SHOWN));
         }
-        self.failed.push(Failed { field, had: had.chars().take(256).collect(), wanted: list.join(", ") });
+        self.failed.push(Failed {
+            field,
+            had: had.chars().take(256).collect(),
+            wanted: list.join(", "),
+        });
     }
 }

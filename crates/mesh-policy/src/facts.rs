@@ -226,7 +226,9 @@ fn check_encoding(bytes: &[u8], at: usize) -> Result<usize, PathRefusal> {
     match first {
         b'/' | b'\\' | b'.' => Err(PathRefusal::EncodedSeparator),
         0..=0x1f | 0x7f => Err(PathRefusal::EncodedControl),
-        b' ' | b'"' | b'%' | b'<' | b'>' | b'[' | b']' | b'^' | b'`' | b'{' | b'|' | b'}' => Ok(at + 3),
+        b' ' | b'"' | b'%' | b'<' | b'>' | b'[' | b']' | b'^' | b'`' | b'{' | b'|' | b'}' => {
+            Ok(at + 3)
+        }
         0..=0x7f => Err(PathRefusal::NeedlessEncoding),
         0x80.. => {
             let width = match first {
@@ -242,15 +244,22 @@ fn check_encoding(bytes: &[u8], at: usize) -> Result<usize, PathRefusal> {
                 }
                 *slot = encoded_byte(bytes, at + 3 * i)?;
             }
-            let text = std::str::from_utf8(&character[..width]).map_err(|_| PathRefusal::NotUtf8)?;
+            let text =
+                std::str::from_utf8(&character[..width]).map_err(|_| PathRefusal::NotUtf8)?;
             // U+0080 to U+009F are control characters too.
-            if text.chars().any(char::is_control) { Err(PathRefusal::EncodedControl) } else { Ok(at + 3 * width) }
+            if text.chars().any(char::is_control) {
+                Err(PathRefusal::EncodedControl)
+            } else {
+                Ok(at + 3 * width)
+            }
         }
     }
 }
 
 fn encoded_byte(bytes: &[u8], at: usize) -> Result<u8, PathRefusal> {
-    let (Some(&high), Some(&low)) = (bytes.get(at + 1), bytes.get(at + 2)) else { return Err(PathRefusal::BadEncoding) };
+    let (Some(&high), Some(&low)) = (bytes.get(at + 1), bytes.get(at + 2)) else {
+        return Err(PathRefusal::BadEncoding);
+    };
     let digit = |b: u8| match b {
         b'0'..=b'9' => Ok(b - b'0'),
         b'A'..=b'F' => Ok(b - b'A' + 10),
@@ -311,8 +320,16 @@ impl<'a> CanonicalHost<'a> {
         if label == 0 {
             return Err(HostRefusal::EmptyLabel);
         }
-        let name_text = if capitals { Cow::Owned(trimmed.to_ascii_lowercase()) } else { Cow::Borrowed(trimmed) };
-        Ok(Self { name: name_text, port, rewritten: capitals || trimmed.len() != name.len() })
+        let name_text = if capitals {
+            Cow::Owned(trimmed.to_ascii_lowercase())
+        } else {
+            Cow::Borrowed(trimmed)
+        };
+        Ok(Self {
+            name: name_text,
+            port,
+            rewritten: capitals || trimmed.len() != name.len(),
+        })
     }
 
     fn parse_v6(text: &'a str) -> Result<Self, HostRefusal> {
@@ -321,12 +338,18 @@ impl<'a> CanonicalHost<'a> {
         let address: std::net::Ipv6Addr = inside.parse().map_err(|_| HostRefusal::Character)?;
         let port = match text.get(close + 1..) {
             None | Some("") => None,
-            Some(rest) => Some(parse_port(rest.strip_prefix(':').ok_or(HostRefusal::Character)?)?),
+            Some(rest) => Some(parse_port(
+                rest.strip_prefix(':').ok_or(HostRefusal::Character)?,
+            )?),
         };
         // One spelling per address (RFC 5952).
         let canonical = format!("[{address}]");
         let rewritten = text.get(..=close) != Some(canonical.as_str());
-        Ok(Self { name: Cow::Owned(canonical), port, rewritten })
+        Ok(Self {
+            name: Cow::Owned(canonical),
+            port,
+            rewritten,
+        })
     }
 
     /// The name, without port.
@@ -381,7 +404,11 @@ pub enum HostRefusal {
 }
 
 fn parse_port(text: &str) -> Result<u16, HostRefusal> {
-    if text.is_empty() || text.len() > 5 || text.starts_with('0') || !text.bytes().all(|b| b.is_ascii_digit()) {
+    if text.is_empty()
+        || text.len() > 5
+        || text.starts_with('0')
+        || !text.bytes().all(|b| b.is_ascii_digit())
+    {
         return Err(HostRefusal::Port);
     }
     text.parse().map_err(|_| HostRefusal::Port)

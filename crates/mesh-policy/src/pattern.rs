@@ -15,21 +15,29 @@ pub(crate) enum PatternError {
     SpiffeId(String),
     #[error("not a trust domain: {0}")]
     TrustDomain(String),
-    #[error("a leading wildcard would match this name in every trust domain; write the trust domain")]
+    #[error(
+        "a leading wildcard would match this name in every trust domain; write the trust domain"
+    )]
     LeadingWildcard,
-    #[error("a wildcard stands alone or right after a `/`: `{0}*` would also match names that merely begin so")]
+    #[error(
+        "a wildcard stands alone or right after a `/`: `{0}*` would also match names that merely begin so"
+    )]
     NotAtBoundary(String),
     #[error("only one wildcard is possible, and only at the end")]
     WildcardInside,
     #[error("a method is a token in capital letters, such as GET")]
     Method,
-    #[error("not a host name: letters, digits, `-`, `.` and `_`, or `*.` in front of them; without scheme and port")]
+    #[error(
+        "not a host name: letters, digits, `-`, `.` and `_`, or `*.` in front of them; without scheme and port"
+    )]
     Host,
     #[error("a path begins with `/` (or is `*`, or `*/` and the end of a path)")]
     PathStart,
     #[error("no request can have this path, so the pattern would never match: {0}")]
     Path(#[source] PathRefusal),
-    #[error("`{{*}}` is one whole segment, `{{**}}` the last whole segment, and neither mixes with `*`")]
+    #[error(
+        "`{{*}}` is one whole segment, `{{**}}` the last whole segment, and neither mixes with `*`"
+    )]
     Template,
     #[error("empty")]
     Empty,
@@ -54,12 +62,22 @@ impl Principal {
         if text == "*" {
             return Ok(Self::Anyone);
         }
-        let full = if text.starts_with("spiffe://") { text.to_owned() } else { format!("spiffe://{text}") };
+        let full = if text.starts_with("spiffe://") {
+            text.to_owned()
+        } else {
+            format!("spiffe://{text}")
+        };
         let Some(stem) = full.strip_suffix('*') else {
             if full.contains('*') {
-                return Err(if text.starts_with('*') { PatternError::LeadingWildcard } else { PatternError::WildcardInside });
+                return Err(if text.starts_with('*') {
+                    PatternError::LeadingWildcard
+                } else {
+                    PatternError::WildcardInside
+                });
             }
-            let id: SpiffeId = full.parse().map_err(|e| PatternError::SpiffeId(format!("{e}")))?;
+            let id: SpiffeId = full
+                .parse()
+                .map_err(|e| PatternError::SpiffeId(format!("{e}")))?;
             if id.path().is_empty() {
                 return Err(PatternError::SpiffeId("a trust domain alone names no workload; write `/*` behind it or use trustDomains".to_owned()));
             }
@@ -69,12 +87,16 @@ impl Principal {
             return Err(PatternError::WildcardInside);
         }
         let Some(parent) = stem.strip_suffix('/') else {
-            return Err(PatternError::NotAtBoundary(text.trim_end_matches('*').to_owned()));
+            return Err(PatternError::NotAtBoundary(
+                text.trim_end_matches('*').to_owned(),
+            ));
         };
         if parent == "spiffe:/" || parent == "spiffe://" {
             return Err(PatternError::LeadingWildcard);
         }
-        let _: SpiffeId = parent.parse().map_err(|e| PatternError::SpiffeId(format!("{e}")))?;
+        let _: SpiffeId = parent
+            .parse()
+            .map_err(|e| PatternError::SpiffeId(format!("{e}")))?;
         Ok(Self::Below(stem.into()))
     }
 
@@ -98,7 +120,8 @@ impl fmt::Display for Principal {
 }
 
 pub(crate) fn parse_trust_domain(text: &str) -> Result<TrustDomain, PatternError> {
-    text.parse().map_err(|e| PatternError::TrustDomain(format!("{e}")))
+    text.parse()
+        .map_err(|e| PatternError::TrustDomain(format!("{e}")))
 }
 
 /// A request method, compared byte by byte.
@@ -113,7 +136,13 @@ impl Method {
         match text {
             "" => Err(PatternError::Empty),
             "*" => Ok(Self::Any),
-            _ if text.len() <= 32 && text.bytes().all(|b| b.is_ascii_uppercase() || b == b'-' || b == b'_') => Ok(Self::Exact(text.into())),
+            _ if text.len() <= 32
+                && text
+                    .bytes()
+                    .all(|b| b.is_ascii_uppercase() || b == b'-' || b == b'_') =>
+            {
+                Ok(Self::Exact(text.into()))
+            }
             _ => Err(PatternError::Method),
         }
     }
@@ -160,7 +189,11 @@ impl Host {
         if host.port().is_some() || (below && host.name().starts_with('[')) {
             return Err(PatternError::Host);
         }
-        Ok(if below { Self::Below(format!(".{}", host.name()).into()) } else { Self::Exact(host.name().into()) })
+        Ok(if below {
+            Self::Below(format!(".{}", host.name()).into())
+        } else {
+            Self::Exact(host.name().into())
+        })
     }
 
     pub(crate) fn matches(&self, host: &str) -> bool {
@@ -242,7 +275,9 @@ impl Path {
     }
 
     fn parse_template(text: &str) -> Result<Self, PatternError> {
-        let Some(rest) = text.strip_prefix('/') else { return Err(PatternError::PathStart) };
+        let Some(rest) = text.strip_prefix('/') else {
+            return Err(PatternError::PathStart);
+        };
         let mut segments = Vec::new();
         for part in rest.split('/') {
             if segments.last() == Some(&Segment::Rest) {
@@ -271,7 +306,9 @@ impl Path {
             Some(shorter) => !shorter.is_empty() && self.matches_bytes(shorter),
             None => match self {
                 Self::Exact(own) => own.strip_suffix('/') == Some(path),
-                Self::Suffix(own) => own.strip_suffix('/').is_some_and(|own| !own.is_empty() && path.ends_with(own)),
+                Self::Suffix(own) => own
+                    .strip_suffix('/')
+                    .is_some_and(|own| !own.is_empty() && path.ends_with(own)),
                 Self::Prefix(own) => own.strip_suffix('/') == Some(path),
                 Self::Template(_) | Self::Any => false,
             },
@@ -290,7 +327,9 @@ impl Path {
 }
 
 fn matches_template(segments: &[Segment], path: &str) -> bool {
-    let Some(rest) = path.strip_prefix('/') else { return false };
+    let Some(rest) = path.strip_prefix('/') else {
+        return false;
+    };
     let mut parts = rest.split('/');
     for segment in segments {
         match (segment, parts.next()) {

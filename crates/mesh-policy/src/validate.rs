@@ -33,12 +33,17 @@ impl PolicySet {
         let mut policies = Vec::new();
         let mut seen: BTreeMap<String, Place> = BTreeMap::new();
         for node in &documents {
-            let Some(policy) = reader.policy(node) else { continue };
+            let Some(policy) = reader.policy(node) else {
+                continue;
+            };
             if let Some(first) = seen.insert(policy.name.clone(), node.place) {
                 reader.problem(
                     ProblemKind::DuplicateName,
                     node.place,
-                    format!("the policy `{}` is already on line {}", policy.name, first.line),
+                    format!(
+                        "the policy `{}` is already on line {}",
+                        policy.name, first.line
+                    ),
                 );
             }
             policies.push(policy);
@@ -46,8 +51,12 @@ impl PolicySet {
         if reader.problems.is_empty() {
             Ok(Self { policies })
         } else {
-            reader.problems.sort_by_key(|p| (p.place.line, p.place.column));
-            Err(PolicyErrors { problems: reader.problems })
+            reader
+                .problems
+                .sort_by_key(|p| (p.place.line, p.place.column));
+            Err(PolicyErrors {
+                problems: reader.problems,
+            })
         }
     }
 
@@ -146,13 +155,21 @@ pub struct Place {
 }
 
 impl Place {
-    pub(crate) const UNKNOWN: Self = Self { line: 0, column: 0, width: 0 };
+    pub(crate) const UNKNOWN: Self = Self {
+        line: 0,
+        column: 0,
+        width: 0,
+    };
 }
 
 impl From<serde_saphyr::Location> for Place {
     fn from(location: serde_saphyr::Location) -> Self {
         let number = |n: u64| usize::try_from(n).unwrap_or(0);
-        Self { line: number(location.line()), column: number(location.column()), width: 1 }
+        Self {
+            line: number(location.line()),
+            column: number(location.column()),
+            width: 1,
+        }
     }
 }
 
@@ -168,7 +185,13 @@ pub struct Problem {
 
 impl Problem {
     pub(crate) fn new(kind: ProblemKind, place: Place, path: &str, message: String) -> Self {
-        Self { kind, place, path: path.to_owned(), message, hint: None }
+        Self {
+            kind,
+            place,
+            path: path.to_owned(),
+            message,
+            hint: None,
+        }
     }
 
     /// The stable code.
@@ -199,7 +222,11 @@ impl Problem {
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.place.line > 0 {
-            write!(f, "line {}, column {}: ", self.place.line, self.place.column)?;
+            write!(
+                f,
+                "line {}, column {}: ",
+                self.place.line, self.place.column
+            )?;
         }
         if !self.path.is_empty() {
             write!(f, "{}: ", self.path)?;
@@ -285,14 +312,25 @@ fn render_problem(out: &mut String, problem: &Problem, file: &str, text: &str) {
     if place.line == 0 {
         let _infallible = writeln!(line, "  --> {file}");
     } else {
-        let source: String = text.lines().nth(place.line - 1).unwrap_or_default().replace('\t', " ");
+        let source: String = text
+            .lines()
+            .nth(place.line - 1)
+            .unwrap_or_default()
+            .replace('\t', " ");
         let number = place.line.to_string();
         let pad = " ".repeat(number.len());
         let indent = " ".repeat(place.column.saturating_sub(1));
         let carets = "^".repeat(place.width.max(1));
-        let hint = problem.hint.as_deref().map(|h| format!(" {h}")).unwrap_or_default();
+        let hint = problem
+            .hint
+            .as_deref()
+            .map(|h| format!(" {h}"))
+            .unwrap_or_default();
         let _infallible = writeln!(line, "  --> {file}:{}:{}", place.line, place.column);
-        let _infallible = writeln!(line, " {pad} |\n {number} | {source}\n {pad} | {indent}{carets}{hint}");
+        let _infallible = writeln!(
+            line,
+            " {pad} |\n {number} | {source}\n {pad} | {indent}{carets}{hint}"
+        );
     }
     if !problem.path.is_empty() {
         let _infallible = writeln!(line, "   = at {}", problem.path);
@@ -311,7 +349,8 @@ type Fields<'n> = BTreeMap<&'static str, (&'n Key, &'n Node)>;
 
 impl Reader {
     fn problem(&mut self, kind: ProblemKind, place: Place, message: String) {
-        self.problems.push(Problem::new(kind, place, &self.path, message));
+        self.problems
+            .push(Problem::new(kind, place, &self.path, message));
     }
 
     /// Reads below `step` and comes back.
@@ -329,7 +368,11 @@ impl Reader {
     /// The known fields of a map. Unknown ones are problems, and so is anything that is no map.
     fn fields<'n>(&mut self, node: &'n Node, known: &[&'static str]) -> Option<Fields<'n>> {
         let Value::Map(pairs) = &node.value else {
-            self.problem(ProblemKind::WrongType, node.place, format!("a map is wanted here, not {}", node.value.kind()));
+            self.problem(
+                ProblemKind::WrongType,
+                node.place,
+                format!("a map is wanted here, not {}", node.value.kind()),
+            );
             return None;
         };
         let mut fields = Fields::new();
@@ -338,10 +381,20 @@ impl Reader {
                 fields.insert(name, (key, value));
                 continue;
             }
-            let shown: String = key.name.chars().take(64).flat_map(char::escape_default).collect();
+            let shown: String = key
+                .name
+                .chars()
+                .take(64)
+                .flat_map(char::escape_default)
+                .collect();
             let mut place = key.place;
             place.width = key.name.chars().count();
-            let mut problem = Problem::new(ProblemKind::UnknownField, place, &self.path, format!("unknown field `{shown}`"));
+            let mut problem = Problem::new(
+                ProblemKind::UnknownField,
+                place,
+                &self.path,
+                format!("unknown field `{shown}`"),
+            );
             problem.hint = Some(match closest(&key.name, known) {
                 Some(name) => format!("did you mean `{name}`?"),
                 None => format!("known here: {}", known.join(", ")),
@@ -356,7 +409,10 @@ impl Reader {
             self.problem(
                 ProblemKind::WrongType,
                 node.place,
-                format!("text is wanted here, not {}; put it in quotes if it is meant as text", node.value.kind()),
+                format!(
+                    "text is wanted here, not {}; put it in quotes if it is meant as text",
+                    node.value.kind()
+                ),
             );
             return None;
         };
@@ -364,9 +420,17 @@ impl Reader {
     }
 
     /// A list with at least one item, each read by `read`.
-    fn list<T>(&mut self, node: &Node, mut read: impl FnMut(&mut Self, &Node) -> Option<T>) -> Vec<T> {
+    fn list<T>(
+        &mut self,
+        node: &Node,
+        mut read: impl FnMut(&mut Self, &Node) -> Option<T>,
+    ) -> Vec<T> {
         let Value::List(items) = &node.value else {
-            self.problem(ProblemKind::WrongType, node.place, format!("a list is wanted here, not {}", node.value.kind()));
+            self.problem(
+                ProblemKind::WrongType,
+                node.place,
+                format!("a list is wanted here, not {}", node.value.kind()),
+            );
             return Vec::new();
         };
         if items.is_empty() {
@@ -386,15 +450,26 @@ impl Reader {
     }
 
     /// The list in field `name`, or an empty one when the field is absent.
-    fn values<T>(&mut self, fields: &Fields<'_>, name: &'static str, parse: fn(&str) -> Result<T, PatternError>) -> Vec<T> {
-        let Some((_, node)) = fields.get(name) else { return Vec::new() };
+    fn values<T>(
+        &mut self,
+        fields: &Fields<'_>,
+        name: &'static str,
+        parse: fn(&str) -> Result<T, PatternError>,
+    ) -> Vec<T> {
+        let Some((_, node)) = fields.get(name) else {
+            return Vec::new();
+        };
         self.below(name, |r| {
             r.list(node, |r, item| {
                 let text = r.text(item)?;
                 match parse(text) {
                     Ok(value) => Some(value),
                     Err(error) => {
-                        let shown: String = text.chars().take(128).flat_map(char::escape_debug).collect();
+                        let shown: String = text
+                            .chars()
+                            .take(128)
+                            .flat_map(char::escape_debug)
+                            .collect();
                         let mut place = item.place;
                         place.width = text.chars().count();
                         r.problem(ProblemKind::BadValue, place, format!("`{shown}`: {error}"));
@@ -406,18 +481,26 @@ impl Reader {
     }
 
     fn ports(&mut self, fields: &Fields<'_>, name: &'static str) -> Vec<u16> {
-        let Some((_, node)) = fields.get(name) else { return Vec::new() };
+        let Some((_, node)) = fields.get(name) else {
+            return Vec::new();
+        };
         self.below(name, |r| {
             r.list(node, |r, item| {
                 let number = match &item.value {
                     Value::Integer(n) => u16::try_from(*n).ok(),
-                    Value::Text(text) if text.len() <= 5 && !text.starts_with(['0', '+']) => text.parse().ok(),
+                    Value::Text(text) if text.len() <= 5 && !text.starts_with(['0', '+']) => {
+                        text.parse().ok()
+                    }
                     _ => None,
                 };
                 if let Some(port @ 1..) = number {
                     return Some(port);
                 }
-                r.problem(ProblemKind::BadValue, item.place, PatternError::Port.to_string());
+                r.problem(
+                    ProblemKind::BadValue,
+                    item.place,
+                    PatternError::Port.to_string(),
+                );
                 None
             })
         })
@@ -436,11 +519,19 @@ impl Reader {
             None => self.missing(node.place, "spec"),
         };
         let (name, (action, rules)) = (name?, spec?);
-        Some(ValidPolicy { name, action, rules })
+        Some(ValidPolicy {
+            name,
+            action,
+            rules,
+        })
     }
 
     fn missing<T>(&mut self, place: Place, field: &str) -> Option<T> {
-        self.problem(ProblemKind::MissingField, place, format!("the field `{field}` is missing"));
+        self.problem(
+            ProblemKind::MissingField,
+            place,
+            format!("the field `{field}` is missing"),
+        );
         None
     }
 
@@ -451,7 +542,11 @@ impl Reader {
         };
         self.below(name, |r| {
             if r.text(node).is_some_and(|text| text != wanted) {
-                r.problem(ProblemKind::WrongKind, node.place, format!("`{wanted}` is the only value that is read here"));
+                r.problem(
+                    ProblemKind::WrongKind,
+                    node.place,
+                    format!("`{wanted}` is the only value that is read here"),
+                );
             }
         });
     }
@@ -478,7 +573,8 @@ impl Reader {
         let text = self.text(node)?;
         let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
         let inner = |b: u8| plain(b) || b == b'-' || b == b'.';
-        let ends = text.bytes().next().is_some_and(plain) && text.bytes().next_back().is_some_and(plain);
+        let ends =
+            text.bytes().next().is_some_and(plain) && text.bytes().next_back().is_some_and(plain);
         if text.len() <= 253 && ends && text.bytes().all(inner) {
             return Some(text.to_owned());
         }
@@ -498,7 +594,11 @@ impl Reader {
                 "ALLOW" => Some(Action::Allow),
                 "DENY" => Some(Action::Deny),
                 _ => {
-                    r.problem(ProblemKind::BadValue, action.place, "an action is ALLOW or DENY".to_owned());
+                    r.problem(
+                        ProblemKind::BadValue,
+                        action.place,
+                        "an action is ALLOW or DENY".to_owned(),
+                    );
                     None
                 }
             }),
@@ -514,7 +614,11 @@ impl Reader {
             None => Vec::new(),
         };
         if action == Some(Action::Deny) && !fields.contains_key("rules") {
-            self.problem(ProblemKind::MissingField, node.place, "a DENY policy without `rules` denies nothing; write them".to_owned());
+            self.problem(
+                ProblemKind::MissingField,
+                node.place,
+                "a DENY policy without `rules` denies nothing; write them".to_owned(),
+            );
         }
         let mut names: BTreeMap<&str, usize> = BTreeMap::new();
         for (i, rule) in rules.iter().enumerate() {
@@ -522,7 +626,10 @@ impl Reader {
                 self.problem(
                     ProblemKind::DuplicateName,
                     node.place,
-                    format!("rules[{first}] and rules[{i}] are both named `{}`", rule.name),
+                    format!(
+                        "rules[{first}] and rules[{i}] are both named `{}`",
+                        rule.name
+                    ),
                 );
             }
         }
@@ -544,18 +651,27 @@ impl Reader {
             return None;
         }
         let from = match fields.get("from") {
-            Some((_, from)) => self.below("from", |r| r.list(from, |r, item| r.wrapped(item, "source", Self::source))),
+            Some((_, from)) => self.below("from", |r| {
+                r.list(from, |r, item| r.wrapped(item, "source", Self::source))
+            }),
             None => Vec::new(),
         };
         let to = match fields.get("to") {
-            Some((_, to)) => self.below("to", |r| r.list(to, |r, item| r.wrapped(item, "operation", Self::operation))),
+            Some((_, to)) => self.below("to", |r| {
+                r.list(to, |r, item| r.wrapped(item, "operation", Self::operation))
+            }),
             None => Vec::new(),
         };
         Some(Rule { name, from, to })
     }
 
     /// `source:` inside an item of `from`, `operation:` inside an item of `to`.
-    fn wrapped<T>(&mut self, node: &Node, name: &'static str, read: fn(&mut Self, &Node) -> Option<T>) -> Option<T> {
+    fn wrapped<T>(
+        &mut self,
+        node: &Node,
+        name: &'static str,
+        read: fn(&mut Self, &Node) -> Option<T>,
+    ) -> Option<T> {
         let fields = self.fields(node, &[name])?;
         match fields.get(name) {
             Some((_, inner)) => self.below(name, |r| read(r, inner)),
@@ -564,7 +680,15 @@ impl Reader {
     }
 
     fn source(&mut self, node: &Node) -> Option<Source> {
-        let fields = self.fields(node, &["principals", "notPrincipals", "trustDomains", "notTrustDomains"])?;
+        let fields = self.fields(
+            node,
+            &[
+                "principals",
+                "notPrincipals",
+                "trustDomains",
+                "notTrustDomains",
+            ],
+        )?;
         self.not_empty(node)?;
         Some(Source {
             principals: self.values(&fields, "principals", Principal::parse),
@@ -575,7 +699,16 @@ impl Reader {
     }
 
     fn operation(&mut self, node: &Node) -> Option<Operation> {
-        let known = ["hosts", "notHosts", "ports", "notPorts", "methods", "notMethods", "paths", "notPaths"];
+        let known = [
+            "hosts",
+            "notHosts",
+            "ports",
+            "notPorts",
+            "methods",
+            "notMethods",
+            "paths",
+            "notPaths",
+        ];
         let fields = self.fields(node, &known)?;
         self.not_empty(node)?;
         Some(Operation {
@@ -592,7 +725,11 @@ impl Reader {
 
     fn not_empty(&mut self, node: &Node) -> Option<()> {
         if matches!(&node.value, Value::Map(pairs) if pairs.is_empty()) {
-            self.problem(ProblemKind::Empty, node.place, "an empty condition would match everything; say what is meant".to_owned());
+            self.problem(
+                ProblemKind::Empty,
+                node.place,
+                "an empty condition would match everything; say what is meant".to_owned(),
+            );
             return None;
         }
         Some(())
@@ -604,19 +741,31 @@ fn closest(typed: &str, known: &[&'static str]) -> Option<&'static str> {
     if typed.len() > 64 {
         return None;
     }
-    known.iter().map(|name| (distance(typed, name), *name)).filter(|(d, name)| *d <= 1 + name.len() / 4).min().map(|(_, name)| name)
+    known
+        .iter()
+        .map(|name| (distance(typed, name), *name))
+        .filter(|(d, name)| *d <= 1 + name.len() / 4)
+        .min()
+        .map(|(_, name)| name)
 }
 
 /// Levenshtein distance, without regard to case, `_` and `-`.
 fn distance(a: &str, b: &str) -> usize {
-    let plain = |s: &str| s.chars().filter(|c| !matches!(c, '_' | '-')).map(|c| c.to_ascii_lowercase()).collect::<Vec<_>>();
+    let plain = |s: &str| {
+        s.chars()
+            .filter(|c| !matches!(c, '_' | '-'))
+            .map(|c| c.to_ascii_lowercase())
+            .collect::<Vec<_>>()
+    };
     let (a, b) = (plain(a), plain(b));
     let mut row: Vec<usize> = (0..=b.len()).collect();
     for (i, x) in a.iter().enumerate() {
         let mut diagonal = row[0];
         row[0] = i + 1;
         for (j, y) in b.iter().enumerate() {
-            let next = (diagonal + usize::from(x != y)).min(row[j] + 1).min(row[j + 1] + 1);
+            let next = (diagonal + usize::from(x != y))
+                .min(row[j] + 1)
+                .min(row[j + 1] + 1);
             diagonal = row[j + 1];
             row[j + 1] = next;
         }

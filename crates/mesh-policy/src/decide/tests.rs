@@ -7,11 +7,18 @@ use crate::explain::explain;
 use crate::facts::CanonicalPath;
 use crate::validate::PolicySet;
 
-const HTTP: Door = Door { protocol: Protocol::Http };
-const TCP: Door = Door { protocol: Protocol::Tcp };
+const HTTP: Door = Door {
+    protocol: Protocol::Http,
+};
+const TCP: Door = Door {
+    protocol: Protocol::Tcp,
+};
 
 fn policy(action: &str, rules: &str) -> String {
-    format!("---\napiVersion: mesh.finial.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {{ name: {} }}\nspec:\n  action: {action}\n  rules:\n{rules}\n", action.to_lowercase())
+    format!(
+        "---\napiVersion: mesh.finial.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {{ name: {} }}\nspec:\n  action: {action}\n  rules:\n{rules}\n",
+        action.to_lowercase()
+    )
 }
 
 fn compiled(yaml: &str, door: Door) -> CompiledPolicy {
@@ -23,18 +30,35 @@ fn id(text: &str) -> SpiffeId {
 }
 
 fn http<'a>(peer: Option<&'a SpiffeId>, method: &'a str, path: &'a str) -> Facts<'a> {
-    Facts { peer, port: 8080, http: Some(HttpFacts { method, host: "pay.test", path: CanonicalPath::parse(path).unwrap() }) }
+    Facts {
+        peer,
+        port: 8080,
+        http: Some(HttpFacts {
+            method,
+            host: "pay.test",
+            path: CanonicalPath::parse(path).unwrap(),
+        }),
+    }
 }
 
 fn tcp(peer: Option<&SpiffeId>, port: u16) -> Facts<'_> {
-    Facts { peer, port, http: None }
+    Facts {
+        peer,
+        port,
+        http: None,
+    }
 }
 
 /// The set that the security tests of mesh.md C1 use.
 fn c1() -> CompiledPolicy {
     compiled(
-        &(policy("ALLOW", "    - from: [ { source: { principals: [td/client-a] } } ]\n      to: [ { operation: { methods: [GET], paths: [\"/public*\"] } } ]")
-            + &policy("DENY", "    - to: [ { operation: { paths: [\"/admin*\"] } } ]")),
+        &(policy(
+            "ALLOW",
+            "    - from: [ { source: { principals: [td/client-a] } } ]\n      to: [ { operation: { methods: [GET], paths: [\"/public*\"] } } ]",
+        ) + &policy(
+            "DENY",
+            "    - to: [ { operation: { paths: [\"/admin*\"] } } ]",
+        )),
         HTTP,
     )
 }
@@ -43,10 +67,21 @@ fn c1() -> CompiledPolicy {
 fn deny_comes_before_allow_and_the_default_is_deny() {
     let (a, b, c1) = (id("spiffe://td/client-a"), id("spiffe://td/client-b"), c1());
     let allowed = decide(&c1, &http(Some(&a), "GET", "/public/x"));
-    assert_eq!((allowed.effect, allowed.policy, allowed.rule), (Effect::Allow, Some("allow"), Some("1")));
+    assert_eq!(
+        (allowed.effect, allowed.policy, allowed.rule),
+        (Effect::Allow, Some("allow"), Some("1"))
+    );
     let denied = decide(&c1, &http(Some(&a), "GET", "/admin"));
-    assert_eq!((denied.reason, denied.policy), (Reason::DenyRule, Some("deny")));
-    for facts in [http(Some(&b), "GET", "/public/x"), http(Some(&a), "POST", "/public/x"), http(Some(&a), "GET", "/other"), http(None, "GET", "/public/x")] {
+    assert_eq!(
+        (denied.reason, denied.policy),
+        (Reason::DenyRule, Some("deny"))
+    );
+    for facts in [
+        http(Some(&b), "GET", "/public/x"),
+        http(Some(&a), "POST", "/public/x"),
+        http(Some(&a), "GET", "/other"),
+        http(None, "GET", "/public/x"),
+    ] {
         assert_eq!(decide(&c1, &facts).reason, Reason::NoRule);
     }
 }
@@ -54,8 +89,14 @@ fn deny_comes_before_allow_and_the_default_is_deny() {
 #[test]
 fn po_17_before_a_policy_and_with_an_empty_one_everything_is_denied() {
     let a = id("spiffe://td/client-a");
-    assert_eq!(decide(&CompiledPolicy::not_ready(), &http(Some(&a), "GET", "/")).reason, Reason::NotReady);
-    assert_eq!(decide(&compiled("", HTTP), &http(Some(&a), "GET", "/")).reason, Reason::NoRule);
+    assert_eq!(
+        decide(&CompiledPolicy::not_ready(), &http(Some(&a), "GET", "/")).reason,
+        Reason::NotReady
+    );
+    assert_eq!(
+        decide(&compiled("", HTTP), &http(Some(&a), "GET", "/")).reason,
+        Reason::NoRule
+    );
 }
 
 #[test]
@@ -65,29 +106,60 @@ fn mesh_c1_53_http_fields_on_tcp_are_reported_and_err_to_the_strict_side() {
     let allow = compiled(&policy("ALLOW", both), TCP);
     assert_eq!(allow.unenforceable().len(), 1);
     assert!(!decide(&allow, &tcp(Some(&a), 1)).is_allowed());
-    let anyone = policy("ALLOW", "    - from: [ { source: { principals: [\"*\"] } } ]");
+    let anyone = policy(
+        "ALLOW",
+        "    - from: [ { source: { principals: [\"*\"] } } ]",
+    );
     let deny = compiled(&(anyone + &policy("DENY", both)), TCP);
     assert!(!decide(&deny, &tcp(Some(&a), 1)).is_allowed());
     assert!(decide(&deny, &tcp(Some(&id("spiffe://td/b")), 1)).is_allowed());
-    assert!(compiled(&policy("ALLOW", both), HTTP).unenforceable().is_empty());
+    assert!(
+        compiled(&policy("ALLOW", both), HTTP)
+            .unenforceable()
+            .is_empty()
+    );
 }
 
 #[test]
 fn mesh_c1_54_values_are_literal() {
-    let set = compiled(&policy("ALLOW", "    - from: [ { source: { principals: [\"a.b/ns/x/sa/y\"] } } ]"), HTTP);
+    let set = compiled(
+        &policy(
+            "ALLOW",
+            "    - from: [ { source: { principals: [\"a.b/ns/x/sa/y\"] } } ]",
+        ),
+        HTTP,
+    );
     assert!(!decide(&set, &http(Some(&id("spiffe://axb/ns/x/sa/y")), "GET", "/")).is_allowed());
     assert!(decide(&set, &http(Some(&id("spiffe://a.b/ns/x/sa/y")), "GET", "/")).is_allowed());
 }
 
 #[test]
 fn mesh_c1_55_a_prefix_ends_at_a_segment_and_presence_needs_an_identity() {
-    let below = compiled(&policy("ALLOW", "    - from: [ { source: { principals: [\"spiffe://td/ns/prod/*\"] } } ]"), HTTP);
-    let may = |policy: &CompiledPolicy, peer: &str| decide(policy, &http(Some(&id(peer)), "GET", "/")).is_allowed();
+    let below = compiled(
+        &policy(
+            "ALLOW",
+            "    - from: [ { source: { principals: [\"spiffe://td/ns/prod/*\"] } } ]",
+        ),
+        HTTP,
+    );
+    let may = |policy: &CompiledPolicy, peer: &str| {
+        decide(policy, &http(Some(&id(peer)), "GET", "/")).is_allowed()
+    };
     assert!(may(&below, "spiffe://td/ns/prod/x"));
-    for other in ["spiffe://td/ns/prod-evil/x", "spiffe://td/ns/prod", "spiffe://td.evil/ns/prod/x"] {
+    for other in [
+        "spiffe://td/ns/prod-evil/x",
+        "spiffe://td/ns/prod",
+        "spiffe://td.evil/ns/prod/x",
+    ] {
         assert!(!may(&below, other), "{other}");
     }
-    let anyone = compiled(&policy("ALLOW", "    - from: [ { source: { principals: [\"*\"] } } ]"), HTTP);
+    let anyone = compiled(
+        &policy(
+            "ALLOW",
+            "    - from: [ { source: { principals: [\"*\"] } } ]",
+        ),
+        HTTP,
+    );
     assert!(may(&anyone, "spiffe://other/x"));
     assert!(!decide(&anyone, &http(None, "GET", "/")).is_allowed());
 }
@@ -97,24 +169,55 @@ fn mesh_c1_56_no_identity_counts_as_not_for_a_deny_and_never_for_an_allow() {
     let rule = "    - from: [ { source: { notPrincipals: [td/a] } } ]";
     let anything = policy("ALLOW", "    - to: [ { operation: { methods: [\"*\"] } } ]");
     let deny = compiled(&(anything + &policy("DENY", rule)), HTTP);
-    assert_eq!(decide(&deny, &http(None, "GET", "/")).reason, Reason::DenyRule);
+    assert_eq!(
+        decide(&deny, &http(None, "GET", "/")).reason,
+        Reason::DenyRule
+    );
     assert!(decide(&deny, &http(Some(&id("spiffe://td/a")), "GET", "/")).is_allowed());
-    assert!(!decide(&compiled(&policy("ALLOW", rule), HTTP), &http(None, "GET", "/")).is_allowed());
+    assert!(
+        !decide(
+            &compiled(&policy("ALLOW", rule), HTTP),
+            &http(None, "GET", "/")
+        )
+        .is_allowed()
+    );
 }
 
 #[test]
 fn where_it_makes_the_policy_stricter_a_slash_at_the_end_makes_no_difference() {
     let a = id("spiffe://td/a");
-    let anything = policy("ALLOW", "    - from: [ { source: { principals: [\"*\"] } } ]");
-    let deny = compiled(&(anything + &policy("DENY", "    - to: [ { operation: { paths: [/admin, /keys/, \"/x/{*}\"] } } ]")), HTTP);
+    let anything = policy(
+        "ALLOW",
+        "    - from: [ { source: { principals: [\"*\"] } } ]",
+    );
+    let deny = compiled(
+        &(anything
+            + &policy(
+                "DENY",
+                "    - to: [ { operation: { paths: [/admin, /keys/, \"/x/{*}\"] } } ]",
+            )),
+        HTTP,
+    );
     for path in ["/admin", "/admin/", "/keys", "/keys/", "/x/y", "/x/y/"] {
-        assert!(!decide(&deny, &http(Some(&a), "GET", path)).is_allowed(), "{path}");
+        assert!(
+            !decide(&deny, &http(Some(&a), "GET", path)).is_allowed(),
+            "{path}"
+        );
     }
     assert!(decide(&deny, &http(Some(&a), "GET", "/administrator")).is_allowed());
-    let allow = compiled(&policy("ALLOW", "    - to: [ { operation: { paths: [/ok, \"/t/*\"], notPaths: [/t/admin] } } ]"), HTTP);
+    let allow = compiled(
+        &policy(
+            "ALLOW",
+            "    - to: [ { operation: { paths: [/ok, \"/t/*\"], notPaths: [/t/admin] } } ]",
+        ),
+        HTTP,
+    );
     assert!(decide(&allow, &http(Some(&a), "GET", "/ok")).is_allowed());
     for path in ["/ok/", "/t/admin", "/t/admin/", "/t"] {
-        assert!(!decide(&allow, &http(Some(&a), "GET", path)).is_allowed(), "{path}");
+        assert!(
+            !decide(&allow, &http(Some(&a), "GET", path)).is_allowed(),
+            "{path}"
+        );
     }
 }
 
@@ -122,17 +225,44 @@ fn where_it_makes_the_policy_stricter_a_slash_at_the_end_makes_no_difference() {
 fn fields_are_and_values_are_or_and_nots_exclude() {
     let a = id("spiffe://td/a");
     let set = compiled(
-        &policy("ALLOW", "    - to: [ { operation: { methods: [GET, HEAD], notPaths: [\"*/secret\"], ports: [8080], hosts: [\"*.test\"], notHosts: [x.test] } } ]\n    - from: [ { source: { trustDomains: [td], notTrustDomains: [other] } } ]\n      to: [ { operation: { methods: [PUT], notPorts: [9] } } ]"),
+        &policy(
+            "ALLOW",
+            "    - to: [ { operation: { methods: [GET, HEAD], notPaths: [\"*/secret\"], ports: [8080], hosts: [\"*.test\"], notHosts: [x.test] } } ]\n    - from: [ { source: { trustDomains: [td], notTrustDomains: [other] } } ]\n      to: [ { operation: { methods: [PUT], notPorts: [9] } } ]",
+        ),
         HTTP,
     );
-    for (method, path, allowed) in [("GET", "/a", true), ("HEAD", "/a", true), ("POST", "/a", false), ("GET", "/a/secret", false), ("get", "/a", false), ("PUT", "/a", true)] {
-        assert_eq!(decide(&set, &http(Some(&a), method, path)).is_allowed(), allowed, "{method} {path}");
+    for (method, path, allowed) in [
+        ("GET", "/a", true),
+        ("HEAD", "/a", true),
+        ("POST", "/a", false),
+        ("GET", "/a/secret", false),
+        ("get", "/a", false),
+        ("PUT", "/a", true),
+    ] {
+        assert_eq!(
+            decide(&set, &http(Some(&a), method, path)).is_allowed(),
+            allowed,
+            "{method} {path}"
+        );
     }
     let mut facts = http(Some(&a), "GET", "/a");
     facts.port = 9;
     assert!(!decide(&set, &facts).is_allowed());
-    for (host, allowed) in [("a.test", true), ("x.test", false), ("test", false), ("atest", false)] {
-        let facts = Facts { peer: Some(&a), port: 8080, http: Some(HttpFacts { method: "GET", host, path: CanonicalPath::parse("/").unwrap() }) };
+    for (host, allowed) in [
+        ("a.test", true),
+        ("x.test", false),
+        ("test", false),
+        ("atest", false),
+    ] {
+        let facts = Facts {
+            peer: Some(&a),
+            port: 8080,
+            http: Some(HttpFacts {
+                method: "GET",
+                host,
+                path: CanonicalPath::parse("/").unwrap(),
+            }),
+        };
         assert_eq!(decide(&set, &facts).is_allowed(), allowed, "{host}");
     }
 }
@@ -140,9 +270,27 @@ fn fields_are_and_values_are_or_and_nots_exclude() {
 #[test]
 fn templates_match_whole_segments() {
     let a = id("spiffe://td/a");
-    let set = compiled(&policy("ALLOW", "    - to: [ { operation: { paths: [\"/users/{*}/keys\", \"/files/{**}\"] } } ]"), HTTP);
-    for (path, allowed) in [("/users/1/keys", true), ("/users/1/2/keys", false), ("/users/1", false), ("/users/1/keys/", false), ("/files/a/b", true), ("/files", false), ("/filesx/a", false)] {
-        assert_eq!(decide(&set, &http(Some(&a), "GET", path)).is_allowed(), allowed, "{path}");
+    let set = compiled(
+        &policy(
+            "ALLOW",
+            "    - to: [ { operation: { paths: [\"/users/{*}/keys\", \"/files/{**}\"] } } ]",
+        ),
+        HTTP,
+    );
+    for (path, allowed) in [
+        ("/users/1/keys", true),
+        ("/users/1/2/keys", false),
+        ("/users/1", false),
+        ("/users/1/keys/", false),
+        ("/files/a/b", true),
+        ("/files", false),
+        ("/filesx/a", false),
+    ] {
+        assert_eq!(
+            decide(&set, &http(Some(&a), "GET", path)).is_allowed(),
+            allowed,
+            "{path}"
+        );
     }
 }
 
@@ -151,17 +299,31 @@ fn a_denial_names_the_nearest_rule_and_what_failed() {
     let a = id("spiffe://td/client-a");
     let c1 = c1();
     let told = explain(&c1, &http(Some(&a), "GET", "/other"));
-    assert_eq!(told.sentence(), "no rule allows it; nearest is policy allow rule 1: paths: /other is not in [/public*]");
+    assert_eq!(
+        told.sentence(),
+        "no rule allows it; nearest is policy allow rule 1: paths: /other is not in [/public*]"
+    );
     assert_eq!(told.tried.len(), 2);
-    assert_eq!(explain(&c1, &http(Some(&a), "GET", "/admin/x")).sentence(), "denied by policy deny rule 1");
-    assert_eq!(explain(&c1, &http(Some(&a), "GET", "/public")).sentence(), "allowed by policy allow rule 1");
+    assert_eq!(
+        explain(&c1, &http(Some(&a), "GET", "/admin/x")).sentence(),
+        "denied by policy deny rule 1"
+    );
+    assert_eq!(
+        explain(&c1, &http(Some(&a), "GET", "/public")).sentence(),
+        "allowed by policy allow rule 1"
+    );
     let none = explain(&c1, &http(None, "PUT", "/other"));
     assert_eq!(none.nearest().unwrap().failed.len(), 3);
 }
 
 // --- po_14: the evaluator against a naive reference, on random policies and requests.
 
-const PEERS: [&str; 4] = ["spiffe://td/a", "spiffe://td/ns/x/a", "spiffe://td/ns/x/b", "spiffe://other/a"];
+const PEERS: [&str; 4] = [
+    "spiffe://td/a",
+    "spiffe://td/ns/x/a",
+    "spiffe://td/ns/x/b",
+    "spiffe://other/a",
+];
 const PRINCIPALS: [&str; 5] = ["td/a", "spiffe://td/ns/x/*", "td/*", "*", "other/a"];
 const PATHS: [&str; 6] = ["/", "/a", "/a/", "/a/b", "/b/a", "/ab"];
 const PATTERNS: [&str; 6] = ["/a", "/a*", "*/a", "*", "/a/{*}", "/b/{**}"];
@@ -182,24 +344,63 @@ fn some_of(values: &'static [&'static str]) -> impl Strategy<Value = Vec<&'stati
 }
 
 fn rule() -> impl Strategy<Value = NaiveRule> {
-    (any::<bool>(), some_of(&PRINCIPALS), some_of(&PRINCIPALS), some_of(&METHODS), some_of(&PATTERNS), some_of(&PATTERNS)).prop_map(
-        |(deny, principals, not_principals, methods, paths, not_paths)| NaiveRule { deny, principals, not_principals, methods, paths, not_paths },
+    (
+        any::<bool>(),
+        some_of(&PRINCIPALS),
+        some_of(&PRINCIPALS),
+        some_of(&METHODS),
+        some_of(&PATTERNS),
+        some_of(&PATTERNS),
     )
+        .prop_map(
+            |(deny, principals, not_principals, methods, paths, not_paths)| NaiveRule {
+                deny,
+                principals,
+                not_principals,
+                methods,
+                paths,
+                not_paths,
+            },
+        )
 }
 
 fn yaml(rules: &[NaiveRule]) -> String {
-    let list = |name: &str, values: &[&str]| if values.is_empty() { String::new() } else { format!("{name}: {values:?}, ") };
+    let list = |name: &str, values: &[&str]| {
+        if values.is_empty() {
+            String::new()
+        } else {
+            format!("{name}: {values:?}, ")
+        }
+    };
     rules
         .iter()
         .enumerate()
         .map(|(i, r)| {
-            let source = list("principals", &r.principals) + &list("notPrincipals", &r.not_principals);
-            let operation = list("methods", &r.methods) + &list("paths", &r.paths) + &list("notPaths", &r.not_paths);
-            let from = if source.is_empty() { String::new() } else { format!("      from: [ {{ source: {{ {source} }} }} ]\n") };
-            let to = if operation.is_empty() { String::new() } else { format!("      to: [ {{ operation: {{ {operation} }} }} ]\n") };
-            let any = if from.is_empty() && to.is_empty() { "      to: [ { operation: { methods: [\"*\"] } } ]\n" } else { "" };
+            let source =
+                list("principals", &r.principals) + &list("notPrincipals", &r.not_principals);
+            let operation = list("methods", &r.methods)
+                + &list("paths", &r.paths)
+                + &list("notPaths", &r.not_paths);
+            let from = if source.is_empty() {
+                String::new()
+            } else {
+                format!("      from: [ {{ source: {{ {source} }} }} ]\n")
+            };
+            let to = if operation.is_empty() {
+                String::new()
+            } else {
+                format!("      to: [ {{ operation: {{ {operation} }} }} ]\n")
+            };
+            let any = if from.is_empty() && to.is_empty() {
+                "      to: [ { operation: { methods: [\"*\"] } } ]\n"
+            } else {
+                ""
+            };
             let action = if r.deny { "DENY" } else { "ALLOW" };
-            policy(action, &format!("    - name: r\n{from}{to}{any}")).replace(&format!("name: {} }}", action.to_lowercase()), &format!("name: p{i} }}"))
+            policy(action, &format!("    - name: r\n{from}{to}{any}")).replace(
+                &format!("name: {} }}", action.to_lowercase()),
+                &format!("name: p{i} }}"),
+            )
         })
         .collect()
 }
@@ -216,13 +417,25 @@ fn naive_path(pattern: &str, path: &str) -> bool {
 }
 
 fn naive_path_wide(pattern: &str, path: &str) -> bool {
-    let other = if path == "/" { "/".to_owned() } else if let Some(p) = path.strip_suffix('/') { p.to_owned() } else { format!("{path}/") };
+    let other = if path == "/" {
+        "/".to_owned()
+    } else if let Some(p) = path.strip_suffix('/') {
+        p.to_owned()
+    } else {
+        format!("{path}/")
+    };
     naive_path(pattern, path) || (other.len() < path.len() && naive_path(pattern, &other))
 }
 
 fn naive_principal(pattern: &str, peer: &str) -> bool {
-    let full = if pattern.starts_with("spiffe://") || pattern == "*" { pattern.to_owned() } else { format!("spiffe://{pattern}") };
-    full == "*" || full == peer || (full.ends_with('*') && peer.starts_with(&full[..full.len() - 1]))
+    let full = if pattern.starts_with("spiffe://") || pattern == "*" {
+        pattern.to_owned()
+    } else {
+        format!("spiffe://{pattern}")
+    };
+    full == "*"
+        || full == peer
+        || (full.ends_with('*') && peer.starts_with(&full[..full.len() - 1]))
 }
 
 fn naive(rules: &[NaiveRule], peer: Option<&str>, method: &str, path: &str) -> bool {
@@ -231,10 +444,17 @@ fn naive(rules: &[NaiveRule], peer: Option<&str>, method: &str, path: &str) -> b
             None if r.principals.is_empty() && r.not_principals.is_empty() => true,
             None => r.deny && r.principals.is_empty(),
             Some(peer) => {
-                (r.principals.is_empty() || r.principals.iter().any(|p| naive_principal(p, peer))) && !r.not_principals.iter().any(|p| naive_principal(p, peer))
+                (r.principals.is_empty() || r.principals.iter().any(|p| naive_principal(p, peer)))
+                    && !r.not_principals.iter().any(|p| naive_principal(p, peer))
             }
         };
-        let hit = |pattern: &&str, wide: bool| if wide { naive_path_wide(pattern, path) } else { naive_path(pattern, path) };
+        let hit = |pattern: &&str, wide: bool| {
+            if wide {
+                naive_path_wide(pattern, path)
+            } else {
+                naive_path(pattern, path)
+            }
+        };
         source
             && (r.methods.is_empty() || r.methods.contains(&method))
             && (r.paths.is_empty() || r.paths.iter().any(|p| hit(p, r.deny)))

@@ -8,8 +8,24 @@ fn refused(path: &str) -> PathRefusal {
 
 #[test]
 fn ordinary_paths_are_accepted_as_they_are() {
-    for path in ["/", "/charge", "/a/b/c", "/a/", "/a.b/..c/d..", "/grpc.health.v1.Health/Check", "/caf%C3%A9", "/a%20b", "/%25", "/x%2561", "/@me/a:b,c=d+e~f", "/*"] {
-        assert_eq!(CanonicalPath::parse(path).map(CanonicalPath::as_str), Ok(path));
+    for path in [
+        "/",
+        "/charge",
+        "/a/b/c",
+        "/a/",
+        "/a.b/..c/d..",
+        "/grpc.health.v1.Health/Check",
+        "/caf%C3%A9",
+        "/a%20b",
+        "/%25",
+        "/x%2561",
+        "/@me/a:b,c=d+e~f",
+        "/*",
+    ] {
+        assert_eq!(
+            CanonicalPath::parse(path).map(CanonicalPath::as_str),
+            Ok(path)
+        );
     }
 }
 
@@ -22,7 +38,15 @@ fn mesh_c1_1_double_slashes_are_refused() {
 
 #[test]
 fn mesh_c1_2_dot_segments_are_refused() {
-    for path in ["/public/../admin", "/public/./../admin", "/admin/.", "/admin/..", "/.", "/..", "/./admin"] {
+    for path in [
+        "/public/../admin",
+        "/public/./../admin",
+        "/admin/.",
+        "/admin/..",
+        "/.",
+        "/..",
+        "/./admin",
+    ] {
         assert_eq!(refused(path), PathRefusal::DotSegment, "{path}");
     }
 }
@@ -33,7 +57,12 @@ fn mesh_c1_3_needless_and_separator_encodings_are_refused() {
     assert_eq!(refused("/admin%2Fx"), PathRefusal::EncodedSeparator);
     assert_eq!(refused("/%2E%2E/admin"), PathRefusal::EncodedSeparator);
     assert_eq!(refused("/%5Cadmin"), PathRefusal::EncodedSeparator);
-    for small in ["/public%2f..%2fadmin", "/%2e%2e/admin", "/caf%c3%a9", "/a%5c"] {
+    for small in [
+        "/public%2f..%2fadmin",
+        "/%2e%2e/admin",
+        "/caf%c3%a9",
+        "/a%5c",
+    ] {
         assert_eq!(refused(small), PathRefusal::SmallHex, "{small}");
     }
 }
@@ -70,7 +99,17 @@ fn mesh_c1_7_and_8_fragments_and_queries_are_no_part_of_a_path() {
 
 #[test]
 fn mesh_c1_11_overlong_and_raw_utf8_is_refused() {
-    for path in ["/%C0%AF", "/%E0%80%AF", "/%C3", "/%C3/", "/%ED%A0%80", "/%F5%80%80%80", "/%80", "/%FF", "/%F0%80%80%AF"] {
+    for path in [
+        "/%C0%AF",
+        "/%E0%80%AF",
+        "/%C3",
+        "/%C3/",
+        "/%ED%A0%80",
+        "/%F5%80%80%80",
+        "/%80",
+        "/%FF",
+        "/%F0%80%80%AF",
+    ] {
         assert_eq!(refused(path), PathRefusal::NotUtf8, "{path}");
     }
     assert_eq!(refused("/café"), PathRefusal::NotAscii);
@@ -86,7 +125,10 @@ fn incomplete_encodings_and_unencoded_characters_are_refused() {
     }
     assert_eq!(refused(""), PathRefusal::NoSlash);
     assert_eq!(refused("*"), PathRefusal::NoSlash);
-    assert_eq!(refused(&format!("/{}", "a".repeat(LONGEST_PATH))), PathRefusal::TooLong);
+    assert_eq!(
+        refused(&format!("/{}", "a".repeat(LONGEST_PATH))),
+        PathRefusal::TooLong
+    );
 }
 
 #[test]
@@ -94,7 +136,10 @@ fn each_single_byte_has_one_answer_raw_and_encoded() {
     for byte in 0_u8..=0x7f {
         let raw = format!("/x{}y", char::from(byte));
         let encoded = format!("/x%{byte:02X}y");
-        let accepted = [CanonicalPath::parse(&raw).is_ok(), CanonicalPath::parse(&encoded).is_ok()];
+        let accepted = [
+            CanonicalPath::parse(&raw).is_ok(),
+            CanonicalPath::parse(&encoded).is_ok(),
+        ];
         // The one spelling is either raw or encoded, or there is none: never two.
         assert_ne!(accepted, [true, true], "{byte:#x}");
     }
@@ -169,7 +214,10 @@ fn po_09_and_mesh_c1_13_spellings_of_a_host_are_one_host() {
     for host in ["svc", "Svc", "svc.", "svc:80", "SVC.:443"] {
         assert_eq!(CanonicalHost::parse(host).unwrap().name(), "svc", "{host}");
     }
-    assert_eq!(CanonicalHost::parse("[::0001]:80").unwrap().to_string(), "[::1]:80");
+    assert_eq!(
+        CanonicalHost::parse("[::0001]:80").unwrap().to_string(),
+        "[::1]:80"
+    );
     assert_eq!(CanonicalHost::parse("svc:80").unwrap().port(), Some(80));
 }
 
@@ -180,10 +228,32 @@ fn px_16_doubtful_hosts_are_refused() {
     assert_eq!(CanonicalHost::parse("."), Err(HostRefusal::Empty));
     assert_eq!(CanonicalHost::parse("a..b"), Err(HostRefusal::EmptyLabel));
     assert_eq!(CanonicalHost::parse("a.."), Err(HostRefusal::EmptyLabel));
-    for bad in ["a,b", "a b", "a%2eb", "a/b", "bücher", "[::1", "[x]", "[::1]x", "[fe80::1%25eth0]"] {
-        assert_eq!(CanonicalHost::parse(bad), Err(HostRefusal::Character), "{bad}");
+    for bad in [
+        "a,b",
+        "a b",
+        "a%2eb",
+        "a/b",
+        "bücher",
+        "[::1",
+        "[x]",
+        "[::1]x",
+        "[fe80::1%25eth0]",
+    ] {
+        assert_eq!(
+            CanonicalHost::parse(bad),
+            Err(HostRefusal::Character),
+            "{bad}"
+        );
     }
-    for bad in ["svc:", "svc:0", "svc:080", "svc:65536", "svc:a", "svc:80:80", "a:b@c"] {
+    for bad in [
+        "svc:",
+        "svc:0",
+        "svc:080",
+        "svc:65536",
+        "svc:a",
+        "svc:80:80",
+        "a:b@c",
+    ] {
         assert_eq!(CanonicalHost::parse(bad), Err(HostRefusal::Port), "{bad}");
     }
 }

@@ -21,12 +21,19 @@ spec: {}
 "#;
 
 fn problems(text: &str) -> Vec<String> {
-    PolicySet::from_yaml(text).expect_err("the text has a problem").problems().iter().map(ToString::to_string).collect()
+    PolicySet::from_yaml(text)
+        .expect_err("the text has a problem")
+        .problems()
+        .iter()
+        .map(ToString::to_string)
+        .collect()
 }
 
 /// A policy with `rules` as its only moving part.
 fn with_rules(rules: &str) -> String {
-    format!("apiVersion: mesh.finial.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {{ name: p }}\nspec:\n  rules:\n{rules}")
+    format!(
+        "apiVersion: mesh.finial.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {{ name: p }}\nspec:\n  rules:\n{rules}"
+    )
 }
 
 fn one_problem(rules: &str) -> String {
@@ -40,43 +47,71 @@ fn a_good_file_is_read_with_all_of_its_documents() {
     let set = PolicySet::from_yaml(GOOD).unwrap();
     let names: Vec<_> = set.policies().iter().map(ValidPolicy::name).collect();
     assert_eq!(names, ["payments/allow-shop", "nothing"]);
-    assert_eq!(set.policies()[0].rule_names().collect::<Vec<_>>(), ["charge", "2"]);
+    assert_eq!(
+        set.policies()[0].rule_names().collect::<Vec<_>>(),
+        ["charge", "2"]
+    );
     assert_eq!(set.policies()[1].rule_names().count(), 0);
 }
 
 #[test]
 fn json_is_read_too() {
     let json = r#"{"apiVersion":"mesh.finial.dev/v1alpha1","kind":"AuthorizationPolicy","metadata":{"name":"p"},"spec":{"action":"DENY","rules":[{"to":[{"operation":{"paths":["/admin*"]}}]}]}}"#;
-    assert_eq!(PolicySet::from_yaml(json).unwrap().policies()[0].action(), Action::Deny);
+    assert_eq!(
+        PolicySet::from_yaml(json).unwrap().policies()[0].action(),
+        Action::Deny
+    );
 }
 
 #[test]
 fn an_empty_file_is_a_valid_set_of_nothing() {
     assert!(PolicySet::from_yaml("").unwrap().policies().is_empty());
-    assert!(PolicySet::from_yaml("# nothing\n").unwrap().policies().is_empty());
+    assert!(
+        PolicySet::from_yaml("# nothing\n")
+            .unwrap()
+            .policies()
+            .is_empty()
+    );
 }
 
 #[test]
 fn all_problems_are_told_at_once_with_their_places() {
     let text = "apiVersion: mesh.finial.dev/v2\nkind: AuthorizationPolicy\nmetadata: { name: Bad_Name }\nspec:\n  acton: ALLOW\n  rules:\n    - from:\n        - source:\n            principal: [a]\n            principals: [\"*/sa/x\", 7]\n      to:\n        - operation: { ports: [0], methods: [get], paths: [\"/a/../b\"] }\n";
     let found = problems(text);
-    let starts = |prefix: &str| assert!(found.iter().any(|p| p.starts_with(prefix)), "{prefix} is not in {found:#?}");
+    let starts = |prefix: &str| {
+        assert!(
+            found.iter().any(|p| p.starts_with(prefix)),
+            "{prefix} is not in {found:#?}"
+        )
+    };
     starts("line 1, column 13: apiVersion: `mesh.finial.dev/v1alpha1` is the only value");
     starts("line 3, column 19: metadata.name: a name has");
     starts("line 5, column 3: spec: unknown field `acton`; did you mean `action`? [FNL0502]");
-    starts("line 9, column 13: spec.rules[0].from[0].source: unknown field `principal`; did you mean `principals`?");
-    starts("line 10, column 26: spec.rules[0].from[0].source.principals[0]: `*/sa/x`: a leading wildcard");
-    starts("line 10, column 36: spec.rules[0].from[0].source.principals[1]: text is wanted here, not a number");
+    starts(
+        "line 9, column 13: spec.rules[0].from[0].source: unknown field `principal`; did you mean `principals`?",
+    );
+    starts(
+        "line 10, column 26: spec.rules[0].from[0].source.principals[0]: `*/sa/x`: a leading wildcard",
+    );
+    starts(
+        "line 10, column 36: spec.rules[0].from[0].source.principals[1]: text is wanted here, not a number",
+    );
     starts("line 12, column 32: spec.rules[0].to[0].operation.ports[0]: a port is a number");
-    starts("line 12, column 46: spec.rules[0].to[0].operation.methods[0]: `get`: a method is a token in capital letters");
-    starts("line 12, column 60: spec.rules[0].to[0].operation.paths[0]: `/a/../b`: no request can have this path");
+    starts(
+        "line 12, column 46: spec.rules[0].to[0].operation.methods[0]: `get`: a method is a token in capital letters",
+    );
+    starts(
+        "line 12, column 60: spec.rules[0].to[0].operation.paths[0]: `/a/../b`: no request can have this path",
+    );
     assert_eq!(found.len(), 9, "{found:#?}");
 }
 
 #[test]
 fn the_report_shows_the_line_and_a_caret() {
     let text = "apiVersion: mesh.finial.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: { name: p }\nspec:\n  rule: []\n";
-    let report = PolicySet::from_yaml(text).unwrap_err().render("policy.yaml", text);
+    let report = PolicySet::from_yaml(text)
+        .unwrap_err()
+        .render("policy.yaml", text);
     assert_eq!(
         report,
         "error[FNL0502]: unknown field `rule`\n  --> policy.yaml:5:3\n   |\n 5 |   rule: []\n   |   ^^^^ did you mean `rules`?\n   = at spec\n"
@@ -86,16 +121,34 @@ fn the_report_shows_the_line_and_a_caret() {
 #[test]
 fn mesh_c1_52_what_could_widen_a_policy_refuses_it() {
     for (rules, message) in [
-        ("    - {}", "a rule without `from` and `to` matches everything"),
+        (
+            "    - {}",
+            "a rule without `from` and `to` matches everything",
+        ),
         ("    - from: []", "an empty list"),
-        ("    - from: [ { source: { principals: [] } } ]", "an empty list"),
+        (
+            "    - from: [ { source: { principals: [] } } ]",
+            "an empty list",
+        ),
         ("    - from: [ { source: {} } ]", "an empty condition"),
         ("    - to: [ { operation: {} } ]", "an empty condition"),
         ("    - from: [ {} ]", "the field `source` is missing"),
-        ("    - from: [ { source: null } ]", "a map is wanted here, not nothing"),
-        ("    - from: [ { source: { principals: null } } ]", "a list is wanted here, not nothing"),
-        ("    - from: [ { source: { namespaces: [a] } } ]", "unknown field `namespaces`"),
-        ("    - when: [ ]\n      from: [ { source: { principals: [\"*\"] } } ]", "unknown field `when`"),
+        (
+            "    - from: [ { source: null } ]",
+            "a map is wanted here, not nothing",
+        ),
+        (
+            "    - from: [ { source: { principals: null } } ]",
+            "a list is wanted here, not nothing",
+        ),
+        (
+            "    - from: [ { source: { namespaces: [a] } } ]",
+            "unknown field `namespaces`",
+        ),
+        (
+            "    - when: [ ]\n      from: [ { source: { principals: [\"*\"] } } ]",
+            "unknown field `when`",
+        ),
     ] {
         let problem = one_problem(rules);
         assert!(problem.contains(message), "{rules}: {problem}");
@@ -104,8 +157,22 @@ fn mesh_c1_52_what_could_widen_a_policy_refuses_it() {
 
 #[test]
 fn mesh_c1_52_unknown_actions_kinds_and_selectors_refuse_the_file() {
-    let text = |spec: &str| format!("apiVersion: mesh.finial.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {{ name: p }}\nspec: {spec}\n");
-    for spec in ["{ action: AUDIT }", "{ action: allow }", "{ action: null }", "{ selector: {} }", "{ mode: Audit }", "[]", "null", "{ action: DENY }", "{ rules: [] }"] {
+    let text = |spec: &str| {
+        format!(
+            "apiVersion: mesh.finial.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {{ name: p }}\nspec: {spec}\n"
+        )
+    };
+    for spec in [
+        "{ action: AUDIT }",
+        "{ action: allow }",
+        "{ action: null }",
+        "{ selector: {} }",
+        "{ mode: Audit }",
+        "[]",
+        "null",
+        "{ action: DENY }",
+        "{ rules: [] }",
+    ] {
         assert_eq!(problems(&text(spec)).len(), 1, "{spec}");
     }
     assert!(problems("kind: AuthorizationPolicy\n").len() == 3);
@@ -114,7 +181,11 @@ fn mesh_c1_52_unknown_actions_kinds_and_selectors_refuse_the_file() {
 
 #[test]
 fn mesh_c1_55_wildcards_stand_only_at_a_boundary() {
-    let principal = |p: &str| one_problem(&format!("    - from: [ {{ source: {{ principals: [\"{p}\"] }} }} ]"));
+    let principal = |p: &str| {
+        one_problem(&format!(
+            "    - from: [ {{ source: {{ principals: [\"{p}\"] }} }} ]"
+        ))
+    };
     assert!(principal("td/ns/prod*").contains("right after a `/`"));
     assert!(principal("spiffe://td*").contains("right after a `/`"));
     assert!(principal("*/ns/prod").contains("leading wildcard"));
