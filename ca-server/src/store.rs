@@ -3,6 +3,8 @@
 //! Never acknowledges a change that a crash or a power cut could take back.
 
 mod codec;
+#[cfg(test)]
+mod conformance;
 mod engine;
 mod error;
 mod memory;
@@ -406,4 +408,12 @@ pub enum StoreHealth {
     NearlyFull,
     /// A write failed: reads go on, changes are refused until the process is started again.
     Stopped(Arc<str>),
+}
+
+#[cfg(test)]
+mod tests {
+    //! The suite over the store that forgets; the embedded one runs it in `sled/tests.rs`.
+    use super::*;
+
+    conformance::suite!(async || (Stores::memory(&conformance::domain()), ()));
 }

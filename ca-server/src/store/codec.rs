@@ -6,8 +6,8 @@ use serde::de::DeserializeOwned;
 
 use super::StoreError;
 
-/// The largest row. sled moves larger values out of its log into files of their own, which our sync does not reach.
-pub(super) const MAX_ROW: usize = 64 * 1024 - 1;
+/// The largest row: far above any bundle that is accepted, and a bound on what one call can make us hold.
+pub(super) const MAX_ROW: usize = 4 << 20;
 
 /// A kind of row. Changing its shape means a new schema number, and a branch that still reads the old one.
 pub(super) trait Row: Serialize + DeserializeOwned {

@@ -90,7 +90,8 @@ where
     T: Send + 'static,
     F: FnOnce(&mut Tx<'_>) -> Result<T, StoreError> + Send + 'static,
 {
-    pub(super) fn new(
+    /// The job, and where its answer will come.
+    pub(super) fn job(
         only_removes: bool,
         work: F,
     ) -> (Box<dyn Job>, oneshot::Receiver<Result<T, StoreError>>) {

@@ -49,7 +49,7 @@ impl<E: Engine> Store<E> {
         work: impl FnOnce(&mut Tx<'_>) -> Result<T, StoreError> + Send + 'static,
     ) -> StoreFuture<'_, T> {
         async move {
-            let (job, answer) = Work::new(only_removes, work);
+            let (job, answer) = Work::job(only_removes, work);
             self.engine.submit(job).await?;
             answer.await.unwrap_or_else(|_| {
                 Err(StoreError::Stopped {

@@ -4,6 +4,8 @@
 
 mod pieces;
 mod place;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 use std::path::Path;
