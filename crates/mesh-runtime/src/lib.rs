@@ -3,15 +3,18 @@
 //!
 //! In reading order: [`clock`] time as an argument · [`errors`] how failures are shown · [`config`] strict YAML, all
 //! mistakes at once · [`telemetry`] logs and secrets · [`tasks`] who runs and who stops · [`readiness`] · [`drain`] ·
-//! [`accept`] connections in · [`metrics`] and [`admin`] the port for operators · [`addresses`] what was bound.
+//! [`accept`] connections in · [`metrics`] and [`admin`] the port for operators · [`addresses`] what was bound · [`ids`] ·
+//! [`audit`] the record that cannot be quietly changed.
 
 pub mod accept;
 pub mod addresses;
 pub mod admin;
+pub mod audit;
 pub mod clock;
 pub mod config;
 pub mod drain;
 pub mod errors;
+pub mod ids;
 pub mod metrics;
 pub mod readiness;
 pub mod tasks;

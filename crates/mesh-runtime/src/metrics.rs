@@ -73,6 +73,21 @@ impl Metrics {
         gauge
     }
 
+    /// A counter whose value somebody else keeps; it is read at each scrape.
+    pub fn register_counts(
+        &self,
+        name: &str,
+        help: &str,
+        read: impl Fn() -> u64 + Send + Sync + 'static,
+    ) {
+        let counts = process::Counts {
+            name: name.to_owned(),
+            help: help.to_owned(),
+            read: Box::new(read),
+        };
+        self.locked().register_collector(Box::new(counts));
+    }
+
     /// Everything in Prometheus' classic text format, version 0.0.4.
     pub fn classic_text(&self) -> String {
         classic(&self.open_metrics_text())
@@ -152,6 +167,28 @@ mod process {
 
     #[derive(Debug)]
     pub(super) struct Process;
+
+    pub(super) struct Counts {
+        pub(super) name: String,
+        pub(super) help: String,
+        pub(super) read: Box<dyn Fn() -> u64 + Send + Sync>,
+    }
+
+    impl std::fmt::Debug for Counts {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.debug_struct("Counts")
+                .field("name", &self.name)
+                .finish_non_exhaustive()
+        }
+    }
+
+    impl Collector for Counts {
+        fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+            let metric =
+                encoder.encode_descriptor(&self.name, &self.help, None, MetricType::Counter)?;
+            ConstCounter::new((self.read)()).encode(metric)
+        }
+    }
 
     impl Collector for Process {
         fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
