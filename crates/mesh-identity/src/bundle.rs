@@ -452,3 +452,6 @@ impl BundleError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

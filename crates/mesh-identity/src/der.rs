@@ -162,3 +162,6 @@ pub(crate) fn split_sequences(input: &[u8]) -> Result<Vec<&[u8]>, DerError> {
     }
     Ok(parts)
 }
+
+#[cfg(test)]
+mod tests;

@@ -255,3 +255,6 @@ impl<'de> Deserialize<'de> for EntryId {
         deserialize_text(deserializer, "an entry ID")
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -101,3 +101,6 @@ pub(crate) fn write_certificate(der: &[u8], out: &mut String) {
     out.push_str(END);
     out.push('\n');
 }
+
+#[cfg(test)]
+mod tests;

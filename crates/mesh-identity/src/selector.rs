@@ -183,3 +183,6 @@ impl<'de> Deserialize<'de> for Selector {
         deserialize_text(deserializer, "a selector, type:value")
     }
 }
+
+#[cfg(test)]
+mod tests;

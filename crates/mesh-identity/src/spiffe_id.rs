@@ -285,3 +285,6 @@ impl<'de> Deserialize<'de> for SpiffeId {
         deserialize_text(deserializer, "a SPIFFE ID")
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -221,3 +221,6 @@ impl SvidError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

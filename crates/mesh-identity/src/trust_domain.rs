@@ -207,3 +207,6 @@ where
 
     deserializer.deserialize_str(Text(what, std::marker::PhantomData))
 }
+
+#[cfg(test)]
+mod tests;

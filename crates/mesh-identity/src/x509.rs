@@ -469,3 +469,6 @@ pub(crate) fn serial_text(serial: &[u8]) -> String {
         .filter(|rest| !rest.is_empty())
         .unwrap_or(serial))
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,7 +2,7 @@
 //! Trusts nothing: a member twice, a number that is no integer, a damaged certificate refuse the document whole.
 //! Never ignores anything but what the standard says to ignore: unknown members, unknown `kty` or `use`, a missing `x5c`.
 
-use std::{collections::BTreeMap, fmt, time::Duration};
+use std::{collections::BTreeMap, fmt, marker::PhantomData, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Deserializer, Serialize, de};
@@ -14,9 +14,32 @@ use crate::TrustDomain;
 /// The `use` of a key that verifies X509-SVIDs.
 const X509_USE: &str = "x509-svid";
 
+/// Something written as a JSON object. Serde's derived structs would also take an array of their members in order.
+struct Object<T>(T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor<T>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>> de::Visitor<'de> for Visitor<T> {
+            type Value = Object<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<M: de::MapAccess<'de>>(self, map: M) -> Result<Object<T>, M::Error> {
+                T::deserialize(de::value::MapAccessDeserializer::new(map)).map(Object)
+            }
+        }
+
+        deserializer.deserialize_map(Visitor(PhantomData))
+    }
+}
+
 #[derive(Deserialize)]
 struct Document {
-    keys: Vec<Jwk>,
+    keys: Vec<Object<Jwk>>,
     #[serde(default, deserialize_with = "present")]
     spiffe_sequence: Option<u64>,
     #[serde(default, deserialize_with = "present")]
@@ -50,12 +73,13 @@ struct Jwk {
 }
 
 pub(super) fn read(domain: TrustDomain, json: &[u8]) -> Result<Bundle, BundleError> {
-    build(domain, serde_json::from_slice(json).map_err(json_error)?)
+    let Object(document) = serde_json::from_slice(json).map_err(json_error)?;
+    build(domain, document)
 }
 
 fn build(domain: TrustDomain, document: Document) -> Result<Bundle, BundleError> {
     let mut roots = Vec::new();
-    for (position, jwk) in document.keys.iter().enumerate() {
+    for (position, Object(jwk)) in document.keys.iter().enumerate() {
         if let Some(root) = authority(position, jwk)? {
             roots.push(root);
         }
@@ -202,7 +226,7 @@ impl<'de> Deserialize<'de> for Members {
 
             fn visit_map<M: de::MapAccess<'de>>(self, mut map: M) -> Result<Members, M::Error> {
                 let mut members: BTreeMap<String, Document> = BTreeMap::new();
-                while let Some((name, document)) = map.next_entry::<String, Document>()? {
+                while let Some((name, Object(document))) = map.next_entry()? {
                     if members.insert(name, document).is_some() {
                         return Err(de::Error::custom("a trust domain is named twice"));
                     }
@@ -216,7 +240,7 @@ impl<'de> Deserialize<'de> for Members {
 }
 
 pub(super) fn read_map(json: &[u8]) -> Result<BundleSet, BundleError> {
-    let map: MapDocument = serde_json::from_slice(json).map_err(json_error)?;
+    let Object(map): Object<MapDocument> = serde_json::from_slice(json).map_err(json_error)?;
     let mut set = BundleSet::new();
     for (name, document) in map.trust_domains.0 {
         let domain: TrustDomain = name.parse().map_err(|source| BundleError::Name {
