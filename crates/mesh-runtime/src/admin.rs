@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::Full;
+use http_body_util::{BodyExt, Empty, Full, Limited};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -277,6 +277,47 @@ impl BoundAdmin {
         .await;
         Ok(())
     }
+}
+
+/// Asks a program's admin port for a page, as its `healthcheck` verb does: the status and the body.
+///
+/// # Errors
+/// When nobody answers within `limit`, or not in HTTP.
+pub async fn probe(
+    address: SocketAddr,
+    path: &str,
+    limit: Duration,
+) -> io::Result<(StatusCode, String)> {
+    let asked = async {
+        let stream = TcpStream::connect(address).await?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(io::Error::other)?;
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(error = %ErrorChain(&error), "probe connection ended");
+            }
+        });
+        let request = Request::get(path)
+            .header(header::HOST, address.to_string())
+            .body(Empty::<Bytes>::new())
+            .map_err(io::Error::other)?;
+        let answer = sender
+            .send_request(request)
+            .await
+            .map_err(io::Error::other)?;
+        let status = answer.status();
+        // Our own pages are short; another server's need not be.
+        let body = Limited::new(answer.into_body(), 1024 * 1024)
+            .collect()
+            .await
+            .map_err(io::Error::other)?
+            .to_bytes();
+        Ok((status, String::from_utf8_lossy(&body).into_owned()))
+    };
+    tokio::time::timeout(limit, asked)
+        .await
+        .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
 }
 
 fn respond(answer: Answer) -> Response<Full<Bytes>> {

@@ -188,6 +188,41 @@ impl<T: Config> Loaded<T> {
             with_origin.then(|| self.origin(path).to_string())
         })
     }
+
+    /// The effective configuration as `{"value":…}`, with `"origins"` by path when wanted. Secrets are redacted.
+    pub fn to_json(&self, with_origin: bool) -> serde_json::Value {
+        let value = serde_json::to_value(&self.value).unwrap_or_default();
+        if !with_origin {
+            return serde_json::json!({ "value": value });
+        }
+        let mut origins = serde_json::Map::new();
+        leaves(&value, "", &mut |path| {
+            origins.insert(path.to_owned(), self.origin(path).to_string().into());
+        });
+        serde_json::json!({ "value": value, "origins": origins })
+    }
+}
+
+fn leaves(value: &serde_json::Value, path: &str, seen: &mut impl FnMut(&str)) {
+    let below = |name: &str| {
+        if path.is_empty() {
+            name.to_owned()
+        } else {
+            format!("{path}.{name}")
+        }
+    };
+    match value {
+        serde_json::Value::Object(fields) if !fields.is_empty() => fields
+            .iter()
+            .for_each(|(name, field)| leaves(field, &below(name), seen)),
+        serde_json::Value::Array(items) if !items.is_empty() => {
+            items
+                .iter()
+                .enumerate()
+                .for_each(|(index, item)| leaves(item, &below(&index.to_string()), seen));
+        }
+        _ => seen(path),
+    }
 }
 
 fn origin(node: Option<&Node>, texts: &[Text]) -> Origin {

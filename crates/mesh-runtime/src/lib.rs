@@ -2,7 +2,7 @@
 //! Decides how they start, stop, log, count, record and read their configuration; never links another crate of ours.
 //!
 //! In reading order: [`clock`] time as an argument · [`errors`] how failures are shown · [`config`] strict YAML, all
-//! mistakes at once · [`telemetry`] logs and secrets · [`tasks`] who runs and who stops · [`readiness`] · [`drain`] ·
+//! mistakes at once · [`cli`] what the daemons' command lines share · [`telemetry`] logs and secrets · [`tasks`] who runs and who stops · [`readiness`] · [`drain`] ·
 //! [`accept`] connections in · [`metrics`] and [`admin`] the port for operators · [`addresses`] what was bound · [`ids`] ·
 //! [`audit`] the record that cannot be quietly changed.
 
@@ -10,6 +10,7 @@ pub mod accept;
 pub mod addresses;
 pub mod admin;
 pub mod audit;
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod drain;

@@ -148,3 +148,29 @@ async fn a_taken_port_is_named() {
         format!("cannot bind the admin port {address}")
     );
 }
+
+#[tokio::test]
+async fn a_probe_gets_status_and_reason_and_gives_up_on_silence() {
+    let (readiness, admin) = demo();
+    let _part = readiness.part("feed");
+    let (_tasks, address) = start(admin).await;
+    let (status, body) = probe(address, "/ready", Duration::from_secs(5))
+        .await
+        .unwrap();
+    assert_eq!(
+        (status, body.as_str()),
+        (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "waiting for feed: starting\n"
+        )
+    );
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let error = probe(
+        silent.local_addr().unwrap(),
+        "/ready",
+        Duration::from_millis(50),
+    )
+    .await
+    .unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+}

@@ -253,19 +253,18 @@ async fn flipping_any_byte_of_a_record_names_that_record() {
     let mut line = 1;
     for at in 0..whole.len() {
         let newline = whole[at] == b'\n';
-        for bit in [1_u8, 2, 4] {
-            let mut bytes = whole.clone();
-            bytes[at] ^= bit;
-            std::fs::write(&path, &bytes).unwrap();
-            match verify(&[&path]) {
-                Err(VerifyError::Bad(bad)) => {
-                    let pair = bad.flaw == Flaw::ChangedOrNext && bad.line + 1 == line;
-                    assert!(bad.line == line || pair, "byte {at} of line {line}: {bad}");
-                }
-                // Nothing after the last record vouches for it: a chain alone cannot show more than its form.
-                Ok(_) => assert_eq!(line, lines, "byte {at} of line {line} was not noticed"),
-                Err(other) => panic!("{other}"),
+        let bit = 1_u8 << (at % 3);
+        let mut bytes = whole.clone();
+        bytes[at] ^= bit;
+        std::fs::write(&path, &bytes).unwrap();
+        match verify(&[&path]) {
+            Err(VerifyError::Bad(bad)) => {
+                let pair = bad.flaw == Flaw::ChangedOrNext && bad.line + 1 == line;
+                assert!(bad.line == line || pair, "byte {at} of line {line}: {bad}");
             }
+            // Nothing after the last record vouches for it: a chain alone cannot show more than its form.
+            Ok(_) => assert_eq!(line, lines, "byte {at} of line {line} was not noticed"),
+            Err(other) => panic!("{other}"),
         }
         line += u64::from(newline);
     }
@@ -327,9 +326,10 @@ async fn a_cut_off_end_shows_when_somebody_kept_the_head() {
 async fn a_changed_log_is_not_appended_to() {
     let dir = tempfile::tempdir().unwrap();
     let path = five_records(dir.path()).await;
-    let text = std::fs::read_to_string(&path)
-        .unwrap()
-        .replacen("e1", "e9", 1);
+    let text =
+        std::fs::read_to_string(&path)
+            .unwrap()
+            .replacen("\"id\":\"e1\"", "\"id\":\"e9\"", 1);
     std::fs::write(&path, text).unwrap();
     let error = AuditLog::open(dir.path(), "test", &clock()).unwrap_err();
     assert_eq!(error.code(), "FNL0203");
