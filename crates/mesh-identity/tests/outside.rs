@@ -1,4 +1,4 @@
-//! What can be seen from outside: every error an operator may meet has its page, and the fuzz corpus replays.
+//! What can be seen from outside: every error an operator may meet has its page, and the fuzz seeds replay.
 
 #[path = "../fuzz/src/lib.rs"]
 #[expect(
@@ -86,14 +86,14 @@ fn every_error_has_a_page_that_is_titled_with_its_code() {
 }
 
 #[test]
-fn x01_the_fuzz_corpus_replays() {
-    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
+fn x01_the_fuzz_seeds_replay() {
+    let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds");
     for (name, target) in targets::TARGETS {
-        let files: Vec<_> = fs::read_dir(corpus.join(name))
-            .unwrap_or_else(|e| panic!("corpus of {name}: {e}"))
+        let files: Vec<_> = fs::read_dir(seeds.join(name))
+            .unwrap_or_else(|e| panic!("seeds of {name}: {e}"))
             .map(|file| file.unwrap().path())
             .collect();
-        assert!(!files.is_empty(), "{name} has no corpus");
+        assert!(!files.is_empty(), "{name} has no seeds");
         for file in files {
             target(&fs::read(file).unwrap());
         }
@@ -101,27 +101,27 @@ fn x01_the_fuzz_corpus_replays() {
 }
 
 #[test]
-fn the_corpus_holds_inputs_that_are_accepted() {
-    let corpus = |path: &str| {
+fn the_seeds_hold_inputs_that_are_accepted() {
+    let seeds = |path: &str| {
         fs::read(
             Path::new(env!("CARGO_MANIFEST_DIR"))
-                .join("fuzz/corpus")
+                .join("fuzz/seeds")
                 .join(path),
         )
         .unwrap()
     };
     let td: TrustDomain = "td".parse().unwrap();
-    X509Svid::from_der_concat(&corpus("svid_leaf/chain.der")).unwrap();
-    Bundle::from_der_concat(td.clone(), &corpus("bundle_der/roots.der")).unwrap();
-    Bundle::from_pem(td.clone(), &corpus("bundle_pem/roots.pem")).unwrap();
-    Bundle::from_spiffe_json(td, &corpus("bundle_json/roots.json")).unwrap();
-    BundleSet::from_bundle_map_json(&corpus("bundle_map/map.json")).unwrap();
+    X509Svid::from_der_concat(&seeds("svid_leaf/chain.der")).unwrap();
+    Bundle::from_der_concat(td.clone(), &seeds("bundle_der/roots.der")).unwrap();
+    Bundle::from_pem(td.clone(), &seeds("bundle_pem/roots.pem")).unwrap();
+    Bundle::from_spiffe_json(td, &seeds("bundle_json/roots.json")).unwrap();
+    BundleSet::from_bundle_map_json(&seeds("bundle_map/map.json")).unwrap();
 }
 
-/// Writes the parts of the corpus that cannot be written by hand: `WRITE_CORPUS=1 cargo test -p mesh-identity corpus`.
+/// Writes the parts of the seeds that cannot be written by hand: `WRITE_SEEDS=1 cargo test -p mesh-identity seeds`.
 #[test]
-fn corpus_of_certificates_can_be_written_again() {
-    if option_env!("WRITE_CORPUS").is_none() {
+fn seeds_of_certificates_can_be_written_again() {
+    if option_env!("WRITE_SEEDS").is_none() {
         return;
     }
     let root = Made::root("td");
@@ -139,7 +139,7 @@ fn corpus_of_certificates_can_be_written_again() {
         .unwrap()
         .with_sequence(7);
     let map = BundleSet::from_iter([bundle.clone(), Made::root("other").bundle("other")]);
-    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
+    let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds");
     for (path, bytes) in [
         ("svid_leaf/chain.der", leaf.svid().to_der_concat()),
         ("svid_leaf/leaf.der", leaf.der.to_vec()),
@@ -150,7 +150,7 @@ fn corpus_of_certificates_can_be_written_again() {
         ("bundle_map/map.json", map.to_bundle_map_json()),
         ("entry_record/entry", postcard::to_stdvec(&entry()).unwrap()),
     ] {
-        let path = corpus.join(path);
+        let path = seeds.join(path);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, bytes).unwrap();
     }
@@ -158,17 +158,19 @@ fn corpus_of_certificates_can_be_written_again() {
 
 fn entry() -> mesh_identity::Entry {
     mesh_identity::Entry {
-        id: "web-1".parse().unwrap(),
-        spiffe_id: "spiffe://td/web".parse().unwrap(),
-        parent_id: "spiffe://td/spire/agent/join_token/x".parse().unwrap(),
-        selectors: ["unix:uid:1000".parse().unwrap()].into(),
+        id: "web-1".parse().expect("it is well formed"),
+        spiffe_id: "spiffe://td/web".parse().expect("it is well formed"),
+        parent_id: "spiffe://td/spire/agent/join_token/x"
+            .parse()
+            .expect("it is well formed"),
+        selectors: ["unix:uid:1000".parse().expect("it is well formed")].into(),
         x509_svid_ttl: Some(std::time::Duration::from_secs(20)),
         jwt_svid_ttl: None,
-        federates_with: ["other".parse().unwrap()].into(),
+        federates_with: ["other".parse().expect("it is well formed")].into(),
         admin: false,
         downstream: false,
         expires_at: None,
-        dns_names: vec!["web.example".parse().unwrap()],
+        dns_names: vec!["web.example".parse().expect("it is well formed")],
         revision: 1,
         store_svid: false,
         hint: "main".into(),

@@ -1,6 +1,6 @@
 //! What each fuzz target asserts: a parser refuses its input, or what it read writes back to what it was.
 //! Trusts nothing: the input is arbitrary.
-//! Never depends on the fuzzer, so that `cargo test` replays the corpus through the same functions.
+//! Never depends on the fuzzer, so that `cargo test` replays the seeds through the same functions.
 
 use std::time::{Duration, SystemTime};
 
@@ -12,7 +12,7 @@ use mesh_identity::{
 /// One target: its name and what it does with an input.
 pub type Target = (&'static str, fn(&[u8]));
 
-/// All of them, by the name of their corpus folder.
+/// All of them, by the name of their folder in `seeds`.
 pub const TARGETS: &[Target] = &[
     ("spiffe_id", spiffe_id),
     ("trust_domain", trust_domain),
