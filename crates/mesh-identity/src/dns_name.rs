@@ -65,6 +65,13 @@ pub enum DnsNameError {
     },
 }
 
+impl DnsNameError {
+    /// The code of this error in `docs/errors`.
+    pub fn code(&self) -> &'static str {
+        "FNL0307"
+    }
+}
+
 impl FromStr for DnsName {
     type Err = DnsNameError;
 

@@ -211,6 +211,13 @@ pub enum EntryIdError {
     },
 }
 
+impl EntryIdError {
+    /// The code of this error in `docs/errors`.
+    pub fn code(&self) -> &'static str {
+        "FNL0308"
+    }
+}
+
 impl FromStr for EntryId {
     type Err = EntryIdError;
 

@@ -195,7 +195,6 @@ fn tdb_7_a_document_without_keys_is_refused() {
             matches!(error, BundleError::Json { .. }),
             "{text:?}: {error:?}"
         );
-        assert_eq!(error.code(), "FNL0311");
     }
     assert!(Bundle::from_spiffe_json(td(), b"{\"keys\":[],\"\xff\":1}").is_err());
 }
@@ -698,7 +697,6 @@ fn tdb_17_one_bad_member_refuses_the_map_whole() {
         matches!(&error, BundleError::Member { domain, .. } if domain.as_str() == "two"),
         "{error:?}"
     );
-    assert_eq!(error.code(), "FNL0327");
 }
 
 #[test]

@@ -907,14 +907,6 @@ fn many_authorities_of_one_name_do_not_take_long_to_refuse() {
     assert!(verify_x509_svid(&chain, &root.bundles("td"), now()).is_err());
 }
 
-#[test]
-fn each_reason_has_a_code() {
-    let domain: TrustDomain = "td".parse().unwrap();
-    assert_eq!(VerifyError::Empty.code(), "FNL0330");
-    assert_eq!(VerifyError::NoBundle(domain).code(), "FNL0334");
-    assert_eq!(VerifyError::Leaf(ProfileError::NoUri).code(), "FNL0320");
-}
-
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 

@@ -1,0 +1,181 @@
+//! What can be seen from outside: every error an operator may meet has its page, and the fuzz seeds replay.
+
+#[path = "../fuzz/src/lib.rs"]
+#[expect(
+    unreachable_pub,
+    reason = "the same file is a library in the fuzz workspace"
+)]
+mod targets;
+
+use std::{fs, path::Path};
+
+use mesh_identity::{
+    Bundle, BundleError, BundleSet, DnsName, EntryId, PemError, ProfileError, Selector, SpiffeId,
+    TrustDomain, X509Svid,
+    test_util::{Made, Spec, now},
+    verify::{VerifyError, verify_x509_svid},
+};
+
+#[test]
+fn every_error_has_a_page_that_is_titled_with_its_code() {
+    let td: TrustDomain = "td".parse().unwrap();
+    let id: SpiffeId = "spiffe://td/a".parse().unwrap();
+    let profile = [
+        ProfileError::NoUri,
+        ProfileError::SigningLeaf(""),
+        ProfileError::NoKeyUsage,
+        ProfileError::ExtendedKeyUsage(""),
+        ProfileError::UnknownCritical(String::new()),
+        ProfileError::Serial,
+        ProfileError::NotAuthority,
+        ProfileError::AuthorityWithPath(id.clone()),
+        ProfileError::UriConstraints,
+    ];
+    let verify = [
+        VerifyError::Empty,
+        verify_x509_svid(&[vec![].into()], &BundleSet::new(), now()).unwrap_err(),
+        VerifyError::NotYetValid {
+            id: id.clone(),
+            not_before: now(),
+        },
+        VerifyError::Expired {
+            id,
+            not_after: now(),
+        },
+        VerifyError::NoBundle(td.clone()),
+        VerifyError::NoRoot(td.clone()),
+        VerifyError::UnknownAuthority,
+        verify_x509_svid(
+            &Made::root("td").leaf("spiffe://td/a").chain,
+            &Made::root("td").bundles("td"),
+            now(),
+        )
+        .unwrap_err(),
+        VerifyError::TooDeep(9),
+        VerifyError::PathLength,
+    ];
+    let mut codes = vec![
+        "".parse::<SpiffeId>().unwrap_err().code(),
+        "".parse::<TrustDomain>().unwrap_err().code(),
+        "".parse::<Selector>().unwrap_err().code(),
+        mesh_identity::EntryError::NoSelector.code(),
+        PemError::Empty.code(),
+        X509Svid::parse(Vec::new()).unwrap_err().code(),
+        "".parse::<DnsName>().unwrap_err().code(),
+        "".parse::<EntryId>().unwrap_err().code(),
+        BundleError::TooMany.code(),
+        Bundle::from_spiffe_json(td.clone(), b"")
+            .unwrap_err()
+            .code(),
+        Bundle::from_der_concat(td, b"\x30\x00").unwrap_err().code(),
+        BundleError::Key { position: 0 }.code(),
+    ];
+    codes.extend(profile.iter().map(ProfileError::code));
+    codes.extend(verify.iter().map(VerifyError::code));
+    let count = codes.len();
+    codes.sort_unstable();
+    codes.dedup();
+    assert_eq!(codes.len(), count, "two of the errors above share a code");
+    for code in codes {
+        let page =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../../docs/errors/{code}.md"));
+        let text = fs::read_to_string(&page).unwrap_or_else(|e| panic!("{}: {e}", page.display()));
+        assert!(text.starts_with(&format!("# {code}: ")), "{code}");
+        assert!(text.contains("**What to do.**"), "{code}");
+    }
+}
+
+#[test]
+fn x01_the_fuzz_seeds_replay() {
+    let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds");
+    for (name, target) in targets::TARGETS {
+        let files: Vec<_> = fs::read_dir(seeds.join(name))
+            .unwrap_or_else(|e| panic!("seeds of {name}: {e}"))
+            .map(|file| file.unwrap().path())
+            .collect();
+        assert!(!files.is_empty(), "{name} has no seeds");
+        for file in files {
+            target(&fs::read(file).unwrap());
+        }
+    }
+}
+
+#[test]
+fn the_seeds_hold_inputs_that_are_accepted() {
+    let seeds = |path: &str| {
+        fs::read(
+            Path::new(env!("CARGO_MANIFEST_DIR"))
+                .join("fuzz/seeds")
+                .join(path),
+        )
+        .unwrap()
+    };
+    let td: TrustDomain = "td".parse().unwrap();
+    X509Svid::from_der_concat(&seeds("svid_leaf/chain.der")).unwrap();
+    Bundle::from_der_concat(td.clone(), &seeds("bundle_der/roots.der")).unwrap();
+    Bundle::from_pem(td.clone(), &seeds("bundle_pem/roots.pem")).unwrap();
+    Bundle::from_spiffe_json(td, &seeds("bundle_json/roots.json")).unwrap();
+    BundleSet::from_bundle_map_json(&seeds("bundle_map/map.json")).unwrap();
+}
+
+/// Writes the parts of the seeds that cannot be written by hand: `WRITE_SEEDS=1 cargo test -p mesh-identity seeds`.
+#[test]
+fn seeds_of_certificates_can_be_written_again() {
+    if option_env!("WRITE_SEEDS").is_none() {
+        return;
+    }
+    let root = Made::root("td");
+    let other = Made::root_with(Spec {
+        uris: Vec::new(),
+        ..Spec::authority("td", "second root")
+    });
+    let leaf = root.intermediate("td", "ca 1").leaf("spiffe://td/pay");
+    let mut framed = Vec::new();
+    for der in [&root.der, &leaf.chain[0], &leaf.chain[1]] {
+        framed.extend(u16::try_from(der.len()).unwrap().to_be_bytes());
+        framed.extend_from_slice(der);
+    }
+    let bundle = Bundle::new("td".parse().unwrap(), [root.authority(), other.authority()])
+        .unwrap()
+        .with_sequence(7);
+    let map = BundleSet::from_iter([bundle.clone(), Made::root("other").bundle("other")]);
+    let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds");
+    for (path, bytes) in [
+        ("svid_leaf/chain.der", leaf.svid().to_der_concat()),
+        ("svid_leaf/leaf.der", leaf.der.to_vec()),
+        ("chain/right", framed),
+        ("bundle_der/roots.der", bundle.to_der_concat()),
+        ("bundle_pem/roots.pem", bundle.to_pem().into_bytes()),
+        ("bundle_json/roots.json", bundle.to_spiffe_json()),
+        ("bundle_map/map.json", map.to_bundle_map_json()),
+        ("entry_record/entry", postcard::to_stdvec(&entry()).unwrap()),
+    ] {
+        let path = seeds.join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, bytes).unwrap();
+    }
+}
+
+fn entry() -> mesh_identity::Entry {
+    mesh_identity::Entry {
+        id: "web-1".parse().expect("it is well formed"),
+        spiffe_id: "spiffe://td/web".parse().expect("it is well formed"),
+        parent_id: "spiffe://td/spire/agent/join_token/x"
+            .parse()
+            .expect("it is well formed"),
+        selectors: ["unix:uid:1000".parse().expect("it is well formed")].into(),
+        x509_svid_ttl: Some(std::time::Duration::from_secs(20)),
+        jwt_svid_ttl: None,
+        federates_with: ["other".parse().expect("it is well formed")].into(),
+        admin: false,
+        downstream: false,
+        expires_at: None,
+        dns_names: vec!["web.example".parse().expect("it is well formed")],
+        revision: 1,
+        store_svid: false,
+        hint: "main".into(),
+        created_at: now(),
+        disable_x509_svid_prefetch: false,
+        jwt_svid_include_jti: false,
+    }
+}
