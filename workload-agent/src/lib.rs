@@ -1,1 +1,22 @@
+//! The workload-agent: one per node, the only one that local processes ask for their identity.
+//! Trusts the kernel about callers and its ca-server about entries. Never gives a key to another process than its own,
+//! never lets one leave the node.
+//!
+//! Reading order: [`app`] ties the parts together. In: [`bootstrap`] (what this node is) and [`upstream`] (what the CA says).
+//! In the middle: [`vault`] (what is held), [`rotation`] (what to renew). Out: [`api`] (the sockets), [`attestor`] (who asks),
+//! [`explain`] (why or why not).
 
+pub mod api;
+pub mod app;
+pub mod attestor;
+pub mod bootstrap;
+pub mod cli;
+pub mod config;
+pub mod explain;
+pub mod metrics;
+pub mod rotation;
+pub mod upstream;
+pub mod vault;
+
+/// The code for "no identity for this process", the same in status, log, command line and documentation.
+pub const NO_IDENTITY: &str = "FNL2104";

@@ -6,7 +6,6 @@ mod pieces;
 mod place;
 #[cfg(test)]
 mod tests;
-mod watermark;
 mod writer;
 
 use std::path::Path;

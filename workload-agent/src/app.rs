@@ -1,0 +1,393 @@
+//! Decides the order in which the agent comes up: sockets first (they answer Unavailable), then the node's proof, then the rest.
+//! Trusts the configuration that was checked. Never serves an identity before the CA has said who may have it.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use anyhow::Context;
+use mesh_identity::TrustDomain;
+use mesh_runtime::{
+    addresses::{Addresses, AddressesError},
+    admin::{Admin, BindError, BoundAdmin},
+    clock::Clock,
+    errors::{Coded, ErrorChain, Report},
+    readiness::{Part, Readiness, ReadyPart},
+    tasks::{Stop, TaskFailure, Tasks},
+    telemetry::Repetition,
+};
+use tokio::sync::watch;
+use tonic::transport::server::Router;
+use tonic_health::{ServingStatus, server::HealthReporter};
+
+use crate::{
+    api::{
+        self, ConnectionCaps,
+        admin::{AdminApi, AdminPermit, SelfView},
+        socket::{BoundSocket, SocketError},
+        workload::WorkloadApi,
+    },
+    attestor::{Attestor, unix::UnixAttestor},
+    bootstrap::{Bootstrap, BootstrapError, Proof, Proven, StateDir, StateError},
+    config::AgentConfig,
+    metrics::Metrics,
+    rotation::{self, Random},
+    upstream::{Banned, Remote, Upstream},
+    vault::Vault,
+};
+
+/// Connections on the admin socket: administrators are few.
+const ADMIN_CAPS: ConnectionCaps = ConnectionCaps {
+    all: 64,
+    per_uid: 32,
+};
+/// Pauses between attempts to attest at the start.
+const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+
+/// A running agent.
+#[derive(Debug)]
+pub struct App {
+    tasks: Tasks,
+    addresses: Addresses,
+    readiness: Readiness,
+}
+
+/// What a test may bring.
+#[derive(Clone, Debug)]
+pub struct Parts {
+    /// The time.
+    pub clock: Clock,
+}
+
+impl Default for Parts {
+    fn default() -> Self {
+        Self {
+            clock: Clock::system(),
+        }
+    }
+}
+
+impl App {
+    /// Binds every door, then starts everything. Identities come when the CA has been reached.
+    ///
+    /// # Errors
+    /// When a door cannot be bound or the data directory cannot be used.
+    pub async fn start(config: AgentConfig, parts: Parts) -> anyhow::Result<Self> {
+        let own: TrustDomain = config
+            .trust_domain
+            .parse()
+            .context("the trust domain was checked")?;
+        let (clock, metrics, readiness) = (parts.clock, Metrics::new(), Readiness::new());
+        let identity_ready = readiness.part("node attestation");
+        let synced = readiness.part("updates from the ca-server");
+
+        let admin_port = Admin::new(&readiness, metrics.registry())
+            .bind(config.telemetry.metrics.address)
+            .await?;
+        let workload_socket = BoundSocket::bind(&config.workload_socket(), 0o777)?;
+        let admin_socket = BoundSocket::bind(&config.admin_socket(), 0o666)?;
+        let state = StateDir::open(&config.data_dir)?;
+        let mut addresses = Addresses::new();
+        addresses.add("workloadApi", workload_socket.path().display());
+        addresses.add("adminSocket", admin_socket.path().display());
+        addresses.add("metrics", admin_port.address());
+
+        let proof =
+            Proof::from_config(config.node_attestation).context("the way to attest was checked")?;
+        let remote = Arc::new(Remote::new(config.server.address.clone(), own.clone()));
+        let bootstrap = Bootstrap {
+            remote,
+            proof,
+            options: config.server,
+            state,
+            clock: clock.clone(),
+        };
+        let vault = Arc::new(Vault::new(own));
+        let attestor = Attestor::new(UnixAttestor::new(config.limits.executable_size.as_bytes()));
+        let tasks = Tasks::new("workload-agent");
+        let (self_view, own_view) = watch::channel(SelfView::default());
+
+        let workload = WorkloadApi::new(
+            Arc::clone(&vault),
+            attestor.clone(),
+            clock.clone(),
+            metrics.clone(),
+            tasks.stopping(),
+        );
+        let admin = AdminApi::new(Arc::clone(&vault), attestor, own_view, clock.clone());
+        let caps = ConnectionCaps {
+            all: config.limits.connections,
+            per_uid: config.limits.connections_per_uid,
+        };
+        let permit = AdminPermit::new(&config.admin.allowed_uids);
+        let doors = Doors {
+            tasks: tasks.clone(),
+            metrics: metrics.clone(),
+            readiness: readiness.clone(),
+        };
+        let (health, router) = doors
+            .router(|server| server.add_service(workload.into_service()))
+            .await;
+        doors.serve(
+            "workload-api",
+            workload_socket,
+            router,
+            caps,
+            health,
+            |_| Ok(()),
+        );
+        let (health, router) = doors
+            .router(|server| server.add_service(admin.into_service()))
+            .await;
+        doors.serve(
+            "admin-socket",
+            admin_socket,
+            router,
+            ADMIN_CAPS,
+            health,
+            move |peer| permit.admit(peer),
+        );
+        doors.serve_admin_port(admin_port);
+
+        let heart = Heart {
+            bootstrap,
+            vault,
+            metrics,
+            clock,
+            tasks: tasks.clone(),
+            self_view,
+            identity_ready,
+            synced,
+        };
+        tasks.spawn("identity", |stop| heart.beat(stop));
+        Ok(Self {
+            tasks,
+            addresses,
+            readiness,
+        })
+    }
+
+    /// Where the doors are.
+    pub fn addresses(&self) -> &Addresses {
+        &self.addresses
+    }
+
+    /// Whether identities can be served.
+    pub fn readiness(&self) -> &Readiness {
+        &self.readiness
+    }
+
+    /// The tasks, to stop them or wait for their end.
+    pub fn tasks(&self) -> &Tasks {
+        &self.tasks
+    }
+}
+
+/// What both sockets and the admin port need.
+struct Doors {
+    tasks: Tasks,
+    metrics: Metrics,
+    readiness: Readiness,
+}
+
+impl Doors {
+    async fn router(&self, add: impl FnOnce(Router) -> Router) -> (HealthReporter, Router) {
+        let (health, service) = tonic_health::server::health_reporter();
+        health
+            .set_service_status("", ServingStatus::NotServing)
+            .await;
+        (health, add(api::bounded_server().add_service(service)))
+    }
+
+    fn serve(
+        &self,
+        name: &'static str,
+        socket: BoundSocket,
+        router: Router,
+        caps: ConnectionCaps,
+        health: HealthReporter,
+        admit: impl Fn(&api::peer::Peer) -> Result<(), api::Refused> + Send + Sync + Clone + 'static,
+    ) {
+        tracing::info!(socket = %socket.path().display(), "{name} listens");
+        let metrics = self.metrics.clone();
+        self.tasks.spawn(name, move |stop| {
+            api::serve(socket, name, router, caps, admit, metrics, stop)
+        });
+        let (readiness, metrics) = (self.readiness.clone(), self.metrics.clone());
+        self.tasks
+            .spawn(&format!("{name}-health"), move |stop| async move {
+                loop {
+                    let ready = readiness.is_ready();
+                    metrics.ready(ready);
+                    let status = if ready {
+                        ServingStatus::Serving
+                    } else {
+                        ServingStatus::NotServing
+                    };
+                    health.set_service_status("", status).await;
+                    if stop
+                        .unless_stopped(tokio::time::sleep(Duration::from_millis(200)))
+                        .await
+                        .is_none()
+                    {
+                        return Ok::<_, std::convert::Infallible>(());
+                    }
+                }
+            });
+    }
+
+    fn serve_admin_port(&self, port: BoundAdmin) {
+        tracing::info!(address = %port.address(), "the admin port listens");
+        self.tasks.spawn("admin-port", move |stop| port.serve(stop));
+    }
+}
+
+/// What starts once the doors are open.
+struct Heart {
+    bootstrap: Bootstrap,
+    vault: Arc<Vault>,
+    metrics: Metrics,
+    clock: Clock,
+    tasks: Tasks,
+    self_view: watch::Sender<SelfView>,
+    identity_ready: Part,
+    synced: Part,
+}
+
+impl Heart {
+    async fn beat(self, stop: Stop) -> Result<(), BootstrapError> {
+        let Some(proven) = prove(&self.bootstrap, &self.clock, &stop).await? else {
+            return Ok(());
+        };
+        let _attested: ReadyPart = self.identity_ready.done();
+        let upstream = Arc::new(Upstream::new(
+            self.bootstrap,
+            proven,
+            Arc::clone(&self.vault),
+            self.metrics.clone(),
+        )?);
+        let (follower, keeper, signer) = (
+            Arc::clone(&upstream),
+            Arc::clone(&upstream),
+            Arc::clone(&upstream),
+        );
+        self.tasks.spawn("updates", |stop| follower.follow(stop));
+        self.tasks
+            .spawn("agent-svid", |stop| keeper.keep_identity(stop));
+        let (vault, clock, metrics) = (
+            Arc::clone(&self.vault),
+            self.clock.clone(),
+            self.metrics.clone(),
+        );
+        let connections = upstream.connections();
+        self.tasks.spawn("rotation", |stop| {
+            rotation::run(vault, signer, connections, clock, metrics, stop)
+        });
+
+        // From here on: tell the admin socket and the metrics what is known.
+        let (mut views, mut links, mut synced) =
+            (self.vault.watch(), upstream.status(), Some(self.synced));
+        loop {
+            let view = Arc::clone(&views.borrow_and_update());
+            self.self_view.send_replace(SelfView {
+                id: Some(upstream.id()),
+                link: *links.borrow_and_update(),
+            });
+            self.metrics.cached(view.svids().count());
+            if view.roster().is_some()
+                && let Some(part) = synced.take()
+            {
+                tracing::info!(
+                    entries = view.roster().map_or(0, |roster| roster.len()),
+                    "the agent is in step with its ca-server"
+                );
+                drop(part.done());
+            }
+            tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                Ok(()) = views.changed() => {}
+                Ok(()) = links.changed() => {}
+            }
+        }
+    }
+}
+
+/// The identity of the last run, or a new one. A CA that is away is waited for; one that refuses ends the program, which tells
+/// the operator at once what a retry would hide.
+async fn prove(
+    bootstrap: &Bootstrap,
+    clock: &Clock,
+    stop: &Stop,
+) -> Result<Option<Proven>, BootstrapError> {
+    if let Some(kept) = bootstrap.resume()? {
+        tracing::info!(id = %kept.identity.id(), "going on with the identity of the last run");
+        return Ok(Some(kept));
+    }
+    let (quiet, random) = (Repetition::new("node attestation"), Random::new());
+    for failures in 0.. {
+        match stop.unless_stopped(bootstrap.attest()).await {
+            None => return Ok(None),
+            Some(Ok(proven)) => {
+                quiet.succeeded();
+                return Ok(Some(proven));
+            }
+            Some(Err(error)) if error.may_pass() => quiet.failed(&error),
+            Some(Err(error)) => {
+                tracing::error!(error = %ErrorChain(&error), "this node is not attested");
+                return Err(error);
+            }
+        };
+        let pause = random.around(rotation::grown(RETRY, failures), 0.25);
+        if stop.unless_stopped(clock.sleep(pause)).await.is_none() {
+            return Ok(None);
+        }
+    }
+    Ok(None)
+}
+
+/// Why the program ended.
+#[derive(Debug)]
+pub struct AppError(anyhow::Error);
+
+impl<E: Into<anyhow::Error>> From<E> for AppError {
+    fn from(error: E) -> Self {
+        Self(error.into())
+    }
+}
+
+impl AppError {
+    /// As people see it: under the code of the innermost cause that has one.
+    pub fn report(&self) -> Report {
+        let codes = self.0.chain().filter_map(|cause| {
+            None.or_else(|| coded::<BootstrapError>(cause))
+                .or_else(|| coded::<StateError>(cause))
+                .or_else(|| coded::<SocketError>(cause))
+                .or_else(|| coded::<Banned>(cause))
+                .or_else(|| coded::<BindError>(cause))
+                .or_else(|| coded::<AddressesError>(cause))
+                .or_else(|| coded::<TaskFailure>(cause))
+        });
+        Report::new(
+            codes.last().unwrap_or("FNL2100"),
+            ErrorChain(self.0.as_ref()).to_string(),
+        )
+    }
+}
+
+fn coded<E: std::error::Error + Coded + 'static>(
+    error: &(dyn std::error::Error + 'static),
+) -> Option<&'static str> {
+    error.downcast_ref::<E>().map(Coded::code)
+}
+
+/// Runs until a signal or a failure.
+///
+/// # Errors
+/// When it cannot start, or a task fails.
+pub async fn run(config: AgentConfig, addresses_file: Option<PathBuf>) -> Result<(), AppError> {
+    let app = App::start(config, Parts::default()).await?;
+    app.tasks().stop_on_signals()?;
+    if let Some(path) = addresses_file {
+        app.addresses().write(&path)?;
+    }
+    app.tasks().join().await?;
+    Ok(())
+}

@@ -1,0 +1,442 @@
+//! Decides how this node proves what it is, and keeps the proof: a join token or a projected token becomes the agent's SVID.
+//! Trusts the configured bundle on first contact, and only a server with the ID `/spire/server` in it.
+//! Never shows a token or key, never uses an answer that a peer would refuse.
+
+mod state;
+
+use std::{
+    io,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use mesh_identity::{Bundle, BundleError, BundleSet, SpiffeId, TrustDomain, X509Svid};
+use mesh_runtime::{clock::Clock, errors::Coded, telemetry::Secret};
+use mesh_tls::{PrivateKey, TlsIdentity};
+use proto::{
+    convert::{IssuedX509Svid, WireError},
+    spire::api::{
+        server::agent::v1::{
+            self as wire, agent_client::AgentClient, attest_agent_request, attest_agent_response,
+        },
+        types,
+    },
+};
+use tonic::transport::Channel;
+use zeroize::Zeroizing;
+
+pub use self::state::{StateDir, StateError};
+use crate::{
+    config::{BundleFormat, NodeAttestation, ServerOptions},
+    rotation::{self, SvidFault},
+    upstream::{self, Remote},
+};
+
+/// The longest token that is read.
+const LONGEST_TOKEN: u64 = 64 * 1024;
+/// How long the CA may take to decide.
+const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+
+/// The agent's own identity, with what is needed to use it again after a restart.
+pub struct AgentIdentity {
+    pub(crate) svid: X509Svid,
+    pub(crate) key: Zeroizing<Vec<u8>>,
+    pub(crate) reattestable: bool,
+}
+
+impl AgentIdentity {
+    /// The agent's ID.
+    pub fn id(&self) -> &SpiffeId {
+        self.svid.id()
+    }
+
+    /// Ready for mutual TLS with these bundles.
+    pub(crate) fn for_tls(
+        &self,
+        bundles: BundleSet,
+        now: SystemTime,
+    ) -> Result<TlsIdentity, BootstrapError> {
+        let key = PrivateKey::from_pkcs8(self.key.to_vec())
+            .map_err(|cause| BootstrapError::Unusable(Box::new(cause)))?;
+        TlsIdentity::new(self.svid.clone(), key, bundles, now)
+            .map_err(|cause| BootstrapError::Unusable(Box::new(cause)))
+    }
+}
+
+impl std::fmt::Debug for AgentIdentity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AgentIdentity")
+            .field("svid", &self.svid)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why this node has no identity.
+#[derive(Debug, thiserror::Error)]
+pub enum BootstrapError {
+    /// The configured bundle cannot be read.
+    #[error("the trust bundle {} cannot be read", path.display())]
+    BundleFile {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        cause: io::Error,
+    },
+    /// The configured bundle is no bundle.
+    #[error("{} is not a trust bundle", path.display())]
+    Bundle {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        cause: BundleError,
+    },
+    /// The token cannot be read.
+    #[error("the token {} cannot be read", path.display())]
+    TokenFile {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        cause: io::Error,
+    },
+    /// The token file does not hold one token.
+    #[error("the token {} is empty or holds blanks", path.display())]
+    Token {
+        /// Which file.
+        path: PathBuf,
+    },
+    /// The CA cannot be reached, or is not the one we trust.
+    #[error("the ca-server at {address} does not answer")]
+    Unreachable {
+        /// Where it should be.
+        address: String,
+        /// Why.
+        #[source]
+        cause: Box<tonic::Status>,
+    },
+    /// The CA said no.
+    #[error("the ca-server refused this node: {}", cause.message())]
+    Refused {
+        /// Its words.
+        #[source]
+        cause: Box<tonic::Status>,
+    },
+    /// The CA said that this node is banned.
+    #[error("the ca-server has banned this node")]
+    Banned,
+    /// The CA wants an exchange that our way to attest does not have.
+    #[error("the ca-server asks for a challenge, which this way to attest does not have")]
+    Challenge,
+    /// The CA's answer cannot be read.
+    #[error("the ca-server's answer cannot be read")]
+    Answer(#[source] WireError),
+    /// The answer lacks a part.
+    #[error("the ca-server's answer has no SVID")]
+    NoSvid,
+    /// The SVID is not one for an agent.
+    #[error("the ca-server named this node {0}, which is no agent's ID")]
+    NotAnAgent(SpiffeId),
+    /// The SVID is not what was asked for.
+    #[error("the agent's SVID cannot be used")]
+    Svid(#[source] SvidFault),
+    /// A peer would refuse the SVID.
+    #[error("the agent's SVID cannot be used for mutual TLS")]
+    Unusable(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The SVID cannot be kept.
+    #[error("the agent's identity cannot be kept")]
+    State(#[source] StateError),
+}
+
+impl BootstrapError {
+    /// Whether the same attempt may succeed later without anybody doing anything.
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::Unreachable { .. })
+    }
+}
+
+impl Coded for BootstrapError {
+    fn code(&self) -> &'static str {
+        match self {
+            Self::BundleFile { .. } | Self::Bundle { .. } => "FNL2020",
+            Self::TokenFile { .. } | Self::Token { .. } => "FNL2021",
+            Self::Unreachable { .. } => "FNL2022",
+            Self::Refused { .. } => "FNL2023",
+            Self::Banned => "FNL2024",
+            Self::Challenge
+            | Self::Answer(_)
+            | Self::NoSvid
+            | Self::NotAnAgent(_)
+            | Self::Svid(_)
+            | Self::Unusable(_) => "FNL2025",
+            Self::State(cause) => cause.code(),
+        }
+    }
+}
+
+/// How this node proves what it is.
+#[derive(Debug)]
+pub enum Proof {
+    /// A join token in a file.
+    JoinTokenFile(PathBuf),
+    /// A join token.
+    JoinToken(Secret<String>),
+    /// A projected service-account token.
+    K8sPsat {
+        /// The cluster's name.
+        cluster: String,
+        /// The token.
+        token_file: PathBuf,
+    },
+}
+
+impl Proof {
+    /// What the configuration says; it has checked that there is exactly one.
+    pub fn from_config(options: NodeAttestation) -> Option<Self> {
+        match (options.join_token, options.k8s_psat) {
+            (Some(join), None) => match (join.token, join.token_file) {
+                (Some(token), None) => Some(Self::JoinToken(token)),
+                (None, Some(file)) => Some(Self::JoinTokenFile(file)),
+                _ => None,
+            },
+            (None, Some(psat)) => Some(Self::K8sPsat {
+                cluster: psat.cluster,
+                token_file: psat.token_file,
+            }),
+            _ => None,
+        }
+    }
+
+    /// The evidence of this moment. Files are read each time: projected tokens are replaced by a symlink swap.
+    fn evidence(&self) -> Result<types::AttestationData, BootstrapError> {
+        let join_token = |payload: &str| types::AttestationData {
+            r#type: "join_token".into(),
+            payload: payload.as_bytes().to_vec(),
+        };
+        Ok(match self {
+            Self::JoinToken(token) => join_token(token.expose().trim()),
+            Self::JoinTokenFile(path) => join_token(&read_token(path)?),
+            Self::K8sPsat {
+                cluster,
+                token_file,
+            } => {
+                let token = read_token(token_file)?;
+                let payload = serde_json::json!({ "cluster": cluster, "token": *token })
+                    .to_string()
+                    .into_bytes();
+                types::AttestationData {
+                    r#type: "k8s_psat".into(),
+                    payload,
+                }
+            }
+        })
+    }
+}
+
+fn read_token(path: &PathBuf) -> Result<Zeroizing<String>, BootstrapError> {
+    use std::io::Read;
+    let mut text = Zeroizing::new(String::new());
+    std::fs::File::open(path)
+        .and_then(|file| file.take(LONGEST_TOKEN).read_to_string(&mut text))
+        .map_err(|cause| BootstrapError::TokenFile {
+            path: path.clone(),
+            cause,
+        })?;
+    let token = text.trim();
+    if token.is_empty() || token.contains(char::is_whitespace) {
+        return Err(BootstrapError::Token { path: path.clone() });
+    }
+    Ok(Zeroizing::new(token.to_owned()))
+}
+
+/// Reads the bundle that the first contact is checked against.
+pub fn read_bundle(options: &ServerOptions, own: &TrustDomain) -> Result<Bundle, BootstrapError> {
+    let path = &options.trust_bundle;
+    let bytes = std::fs::read(path).map_err(|cause| BootstrapError::BundleFile {
+        path: path.clone(),
+        cause,
+    })?;
+    let bundle = match options.trust_bundle_format {
+        BundleFormat::Pem => Bundle::from_pem(own.clone(), &bytes),
+        BundleFormat::Spiffe => Bundle::from_spiffe_json(own.clone(), &bytes),
+    };
+    bundle.map_err(|cause| BootstrapError::Bundle {
+        path: path.clone(),
+        cause,
+    })
+}
+
+/// Everything that first contact needs.
+#[derive(Debug)]
+pub struct Bootstrap {
+    pub(crate) remote: Arc<Remote>,
+    pub(crate) proof: Proof,
+    pub(crate) options: ServerOptions,
+    pub(crate) state: StateDir,
+    pub(crate) clock: Clock,
+}
+
+/// The agent's identity and the bundle that it was checked against.
+#[derive(Debug)]
+pub struct Proven {
+    pub(crate) identity: AgentIdentity,
+    pub(crate) bundle: Bundle,
+}
+
+impl Bootstrap {
+    /// The identity of the last run, if it can still be used.
+    pub fn resume(&self) -> Result<Option<Proven>, BootstrapError> {
+        let Some(kept) = self
+            .state
+            .load(&self.remote.trust_domain)
+            .map_err(BootstrapError::State)?
+        else {
+            return Ok(None);
+        };
+        let mut bundles = BundleSet::new();
+        bundles.insert(kept.bundle.clone());
+        match kept.identity.for_tls(bundles, self.clock.now()) {
+            Ok(_) => Ok(Some(kept)),
+            Err(error) => {
+                tracing::info!(id = %kept.identity.id(), reason = %mesh_runtime::errors::ErrorChain(&error),
+                    "the identity of the last run cannot be used any more; attesting again");
+                Ok(None)
+            }
+        }
+    }
+
+    /// Proves this node to the CA. The identity is kept before it is used: a join token works only once.
+    pub async fn attest(&self) -> Result<Proven, BootstrapError> {
+        let bundle = read_bundle(&self.options, &self.remote.trust_domain)?;
+        let mut bundles = BundleSet::new();
+        bundles.insert(bundle.clone());
+        let (key, csr) = rotation::make_key(None).map_err(BootstrapError::Svid)?;
+        let params = attest_agent_request::Params {
+            data: Some(self.proof.evidence()?),
+            params: Some(wire::AgentX509svidParams { csr }),
+        };
+        let ask = wire::AttestAgentRequest {
+            step: Some(attest_agent_request::Step::Params(params)),
+        };
+        let channel = self.remote.channel(upstream::bootstrap_tls(
+            &self.remote,
+            bundles.clone(),
+            &self.clock,
+        ));
+        let result = match tokio::time::timeout(ANSWER_WITHIN, exchange(channel, ask)).await {
+            Ok(result) => result.map_err(|status| self.told(status))?,
+            Err(_) => {
+                return Err(self.told(tonic::Status::deadline_exceeded(
+                    "no answer within the time limit",
+                )));
+            }
+        };
+        let result = match result.and_then(|response| response.step) {
+            Some(attest_agent_response::Step::Result(result)) => result,
+            Some(attest_agent_response::Step::Challenge(_)) => {
+                return Err(BootstrapError::Challenge);
+            }
+            None => return Err(BootstrapError::NoSvid),
+        };
+        let svid = result.svid.ok_or(BootstrapError::NoSvid)?;
+        let identity = accept(svid, &key, &bundles, result.reattestable, self.clock.now())?;
+        let proven = Proven { identity, bundle };
+        self.state
+            .save(&proven.identity, &proven.bundle)
+            .map_err(BootstrapError::State)?;
+        tracing::info!(id = %proven.identity.id(), "this node is attested");
+        Ok(proven)
+    }
+
+    /// Renews the identity with the one that is in use.
+    pub(crate) async fn renew(
+        &self,
+        old: &AgentIdentity,
+        channel: Channel,
+        bundle: &Bundle,
+    ) -> Result<Proven, BootstrapError> {
+        let (key, csr) = rotation::make_key(None).map_err(BootstrapError::Svid)?;
+        let mut ask = tonic::Request::new(wire::RenewAgentRequest {
+            params: Some(wire::AgentX509svidParams { csr }),
+        });
+        ask.set_timeout(ANSWER_WITHIN);
+        let answer = AgentClient::new(channel)
+            .renew_agent(ask)
+            .await
+            .map_err(|status| self.told(status))?
+            .into_inner();
+        let mut bundles = BundleSet::new();
+        bundles.insert(bundle.clone());
+        let svid = answer.svid.ok_or(BootstrapError::NoSvid)?;
+        let identity = accept(svid, &key, &bundles, old.reattestable, self.clock.now())?;
+        let proven = Proven {
+            identity,
+            bundle: bundle.clone(),
+        };
+        self.state
+            .save(&proven.identity, &proven.bundle)
+            .map_err(BootstrapError::State)?;
+        Ok(proven)
+    }
+
+    fn told(&self, status: tonic::Status) -> BootstrapError {
+        match upstream::verdict(&status) {
+            upstream::Verdict::Banned => BootstrapError::Banned,
+            upstream::Verdict::Later => BootstrapError::Unreachable {
+                address: self.remote.address.clone(),
+                cause: Box::new(status),
+            },
+            upstream::Verdict::AttestAgain | upstream::Verdict::No => BootstrapError::Refused {
+                cause: Box::new(status),
+            },
+        }
+    }
+}
+
+async fn exchange(
+    channel: Channel,
+    ask: wire::AttestAgentRequest,
+) -> Result<Option<wire::AttestAgentResponse>, tonic::Status> {
+    // The request side stays open until the answer is here: a server may see its end as the agent giving up.
+    let (asks, rest) = tokio::sync::mpsc::channel(1);
+    let sent = asks.send(ask).await;
+    debug_assert!(
+        sent.is_ok(),
+        "the receiver is alive and the channel has room"
+    );
+    let stream = tokio_stream::wrappers::ReceiverStream::new(rest);
+    let answer = AgentClient::new(channel)
+        .attest_agent(stream)
+        .await?
+        .into_inner()
+        .message()
+        .await;
+    drop(asks);
+    answer
+}
+
+fn accept(
+    svid: types::X509svid,
+    key: &rcgen::KeyPair,
+    bundles: &BundleSet,
+    reattestable: bool,
+    now: SystemTime,
+) -> Result<AgentIdentity, BootstrapError> {
+    let svid = IssuedX509Svid::try_from(svid)
+        .map_err(BootstrapError::Answer)?
+        .svid;
+    if !svid.id().path().starts_with("/spire/agent/") {
+        return Err(BootstrapError::NotAnAgent(svid.id().clone()));
+    }
+    rotation::check_svid(&svid, svid.id(), key, bundles, now).map_err(BootstrapError::Svid)?;
+    Ok(AgentIdentity {
+        svid,
+        key: Zeroizing::new(key.serialize_der()),
+        reattestable,
+    })
+}
+
+#[cfg(test)]
+mod tests;

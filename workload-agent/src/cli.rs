@@ -1,0 +1,188 @@
+//! Decides the verbs of the `workload-agent` program, what they print and with which code they end (ux.md B.3).
+//! Trusts nothing from the sockets it calls. Never prints a private key.
+
+mod client;
+mod show;
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use mesh_runtime::{
+    cli::{self, CommonArgs, ConfigArgs, ConfigCommand, Exit},
+    config::{self, HumanDuration},
+    telemetry,
+};
+
+use crate::{app, config::AgentConfig};
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "workload-agent",
+    version,
+    about = "Gives the processes of this node their identities",
+    arg_required_else_help = true
+)]
+struct Cli {
+    #[command(flatten)]
+    common: CommonArgs,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Run the agent.
+    #[command(after_help = "Example:\n  workload-agent run --config agent.yaml")]
+    Run(RunArgs),
+    /// Check a configuration file and say everything that is wrong with it.
+    Validate(ConfigArgs),
+    /// Ask a running agent whether it can serve identities.
+    Healthcheck(SocketArgs),
+    /// Look at the configuration.
+    Config {
+        #[command(subcommand)]
+        verb: ConfigCommand,
+    },
+    /// Call the Workload API as this process.
+    #[command(subcommand)]
+    Api(ApiVerb),
+    /// Say why a process gets an identity, or none.
+    #[command(after_help = "Example:\n  workload-agent explain --pid 4711")]
+    Explain(ExplainArgs),
+}
+
+#[derive(Debug, Args)]
+struct RunArgs {
+    #[command(flatten)]
+    run: cli::RunArgs,
+    /// A join token, in place of the one in the configuration. Others on this node can read a process's arguments: a file is better.
+    #[arg(long, visible_alias = "joinToken", value_name = "TOKEN")]
+    join_token: Option<String>,
+    /// A file with a join token, in place of the one in the configuration.
+    #[arg(long, value_name = "FILE", conflicts_with = "join_token")]
+    join_token_file: Option<String>,
+}
+
+#[derive(Debug, Args)]
+struct SocketArgs {
+    /// The Workload API socket; else SPIFFE_ENDPOINT_SOCKET, else the default one.
+    #[arg(
+        long,
+        visible_alias = "socketPath",
+        env = "SPIFFE_ENDPOINT_SOCKET",
+        value_name = "PATH",
+        default_value = "unix:///run/finial/workload/api.sock"
+    )]
+    socket: String,
+    /// How long to wait for an answer.
+    #[arg(long, value_name = "TIME", default_value = "5s")]
+    timeout: HumanDuration,
+}
+
+#[derive(Debug, Subcommand)]
+enum ApiVerb {
+    /// Get what this process may hold.
+    #[command(subcommand)]
+    Fetch(FetchVerb),
+    /// Show each change as it comes, until interrupted.
+    Watch(SocketArgs),
+}
+
+#[derive(Debug, Subcommand)]
+enum FetchVerb {
+    /// X.509-SVIDs and bundles.
+    #[command(
+        after_help = "Example:\n  workload-agent api fetch x509 --write /run/my-app/identity"
+    )]
+    X509 {
+        #[command(flatten)]
+        socket: SocketArgs,
+        /// Write svid.N.pem, svid.N.key (0600) and bundle.N.pem into this directory.
+        #[arg(long, value_name = "DIR")]
+        write: Option<PathBuf>,
+    },
+}
+
+#[derive(Debug, Args)]
+struct ExplainArgs {
+    /// The process, by its id as the agent sees it.
+    #[arg(long, value_name = "PID")]
+    pid: i32,
+    /// The agent's admin socket.
+    #[arg(
+        long,
+        value_name = "PATH",
+        default_value = "/run/finial/agent/admin.sock"
+    )]
+    admin_socket: String,
+    /// How long to wait for an answer.
+    #[arg(long, value_name = "TIME", default_value = "10s")]
+    timeout: HumanDuration,
+}
+
+/// Runs the verb that the arguments name.
+pub fn main() -> Exit {
+    let Cli { common, verb } = Cli::parse();
+    match verb {
+        Verb::Run(args) => run(&args, &common),
+        Verb::Validate(args) => cli::validate::<AgentConfig>(&args, &common),
+        Verb::Config { verb } => cli::config::<AgentConfig>(&verb, &common),
+        Verb::Healthcheck(args) => calling(client::healthcheck(args)),
+        Verb::Api(ApiVerb::Fetch(FetchVerb::X509 { socket, write })) => {
+            calling(client::fetch(socket, write, common.output))
+        }
+        Verb::Api(ApiVerb::Watch(socket)) => calling(client::watch(socket, common.output)),
+        Verb::Explain(args) => calling(client::explain(args, common.output)),
+    }
+}
+
+fn run(args: &RunArgs, common: &CommonArgs) -> Exit {
+    let mut sources = args.run.config.sources();
+    sources = sources.over_if(
+        "--join-token",
+        "nodeAttestation.joinToken.token",
+        args.join_token.as_deref(),
+    );
+    sources = sources.over_if(
+        "--join-token-file",
+        "nodeAttestation.joinToken.tokenFile",
+        args.join_token_file.as_deref(),
+    );
+    let loaded = match config::load::<AgentConfig>(&sources) {
+        Ok(loaded) => loaded,
+        Err(errors) => return cli::fail_config(&errors, common),
+    };
+    if let Err(error) = telemetry::init(&common.log(&loaded.value.log)) {
+        return cli::fail(&error, common);
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .worker_threads(2)
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => return no_runtime(&error),
+    };
+    match runtime.block_on(app::run(loaded.value, args.run.addresses_file.clone())) {
+        Ok(()) => Exit::Done,
+        Err(error) => {
+            cli::report(&error.report(), common);
+            Exit::Failed
+        }
+    }
+}
+
+fn calling(call: impl Future<Output = Exit>) -> Exit {
+    match tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime.block_on(call),
+        Err(error) => no_runtime(&error),
+    }
+}
+
+fn no_runtime(error: &std::io::Error) -> Exit {
+    eprintln!("error: the operating system gives no threads or descriptors: {error}");
+    Exit::Failed
+}

@@ -1,0 +1,324 @@
+//! Decides what an operator can set, and whether it goes together.
+//! Trusts `mesh_runtime::config` for reading. Never reads a file that the configuration only names: the part that needs it does.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+use mesh_identity::TrustDomain;
+use mesh_runtime::{
+    config::{ByteSize, Config, Findings},
+    telemetry::{LogOptions, Secret},
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// The configuration of the workload-agent.
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct AgentConfig {
+    /// The trust domain that this node belongs to, such as `example.org`.
+    pub trust_domain: String,
+    /// Where the ca-server is, and how to know it on first contact.
+    pub server: ServerOptions,
+    /// Where the agent keeps its own key and SVID between restarts. Made with mode 0700.
+    pub data_dir: PathBuf,
+    /// The socket that workloads use.
+    pub workload_api: WorkloadApiOptions,
+    /// The socket for administrators of this node.
+    pub admin: AdminOptions,
+    /// How this node proves what it is: exactly one of the methods.
+    pub node_attestation: NodeAttestation,
+    /// Metrics and health for operators.
+    pub telemetry: TelemetryOptions,
+    /// What is logged.
+    pub log: LogOptions,
+    /// Bounds that keep one caller from crowding out the others.
+    pub limits: LimitOptions,
+}
+
+impl Default for AgentConfig {
+    fn default() -> Self {
+        Self {
+            trust_domain: String::new(),
+            server: ServerOptions::default(),
+            data_dir: "/var/lib/finial/workload-agent".into(),
+            workload_api: WorkloadApiOptions::default(),
+            admin: AdminOptions::default(),
+            node_attestation: NodeAttestation::default(),
+            telemetry: TelemetryOptions::default(),
+            log: LogOptions::default(),
+            limits: LimitOptions::default(),
+        }
+    }
+}
+
+/// Where the ca-server is.
+#[derive(Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ServerOptions {
+    /// `host:port` of its gRPC door.
+    pub address: String,
+    /// A file with the trust bundle that its certificate must verify against on first contact.
+    pub trust_bundle: PathBuf,
+    /// The form of that file.
+    pub trust_bundle_format: BundleFormat,
+}
+
+/// The form of a trust bundle file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum BundleFormat {
+    /// Certificates in PEM.
+    #[default]
+    Pem,
+    /// A SPIFFE bundle in JSON.
+    Spiffe,
+}
+
+/// The socket that workloads use.
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct WorkloadApiOptions {
+    /// An absolute path, or `unix:///path`. Its directory must be writable by root and the agent only.
+    pub socket: String,
+}
+
+impl Default for WorkloadApiOptions {
+    fn default() -> Self {
+        Self {
+            socket: "/run/finial/workload/api.sock".into(),
+        }
+    }
+}
+
+/// The socket for administrators.
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct AdminOptions {
+    /// An absolute path, or `unix:///path`.
+    pub socket: String,
+    /// Who may use it besides root and the agent's own user.
+    pub allowed_uids: Vec<u32>,
+}
+
+impl Default for AdminOptions {
+    fn default() -> Self {
+        Self {
+            socket: "/run/finial/agent/admin.sock".into(),
+            allowed_uids: Vec::new(),
+        }
+    }
+}
+
+/// How this node proves what it is.
+#[derive(Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct NodeAttestation {
+    /// A token that the ca-server made for this node; it works once.
+    pub join_token: Option<JoinTokenOptions>,
+    /// A service-account token that Kubernetes projects into the agent's pod.
+    pub k8s_psat: Option<K8sPsatOptions>,
+}
+
+/// A join token: from a file, or given directly.
+#[derive(Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct JoinTokenOptions {
+    /// A file that holds the token. Read when the node attests, not before.
+    pub token_file: Option<PathBuf>,
+    /// The token itself; a file is better, since environment and arguments can be read by others.
+    pub token: Option<Secret<String>>,
+}
+
+/// A projected service-account token.
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct K8sPsatOptions {
+    /// The name under which the ca-server knows this cluster.
+    pub cluster: String,
+    /// The projected token. Read anew at each attestation.
+    pub token_file: PathBuf,
+}
+
+impl Default for K8sPsatOptions {
+    fn default() -> Self {
+        Self {
+            cluster: String::new(),
+            token_file: "/var/run/secrets/tokens/spire-agent".into(),
+        }
+    }
+}
+
+/// Metrics and health.
+#[derive(Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct TelemetryOptions {
+    /// The admin port.
+    pub metrics: MetricsOptions,
+}
+
+/// The admin port: `/live`, `/ready`, `/metrics`.
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct MetricsOptions {
+    /// Where it listens; port 0 chooses one.
+    pub address: SocketAddr,
+}
+
+impl Default for MetricsOptions {
+    fn default() -> Self {
+        Self {
+            address: ([127, 0, 0, 1], 9990).into(),
+        }
+    }
+}
+
+/// Bounds.
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct LimitOptions {
+    /// Connections on the workload socket, in all. The descriptor limit may lower it.
+    pub connections: usize,
+    /// Connections from one uid; at most half of all.
+    pub connections_per_uid: usize,
+    /// The largest program file that gets a `unix:sha256` selector.
+    pub executable_size: ByteSize,
+}
+
+impl Default for LimitOptions {
+    fn default() -> Self {
+        Self {
+            connections: 8192,
+            connections_per_uid: 1024,
+            executable_size: ByteSize::from_mib(256),
+        }
+    }
+}
+
+impl Config for AgentConfig {
+    const KIND: &'static str = "WorkloadAgentConfig";
+    const ENV_PREFIX: &'static str = "WORKLOAD_AGENT";
+
+    fn check(&self, found: &mut Findings) {
+        if let Err(error) = self.trust_domain.parse::<TrustDomain>() {
+            let hint = "the name without spiffe://, such as example.org";
+            found.problem_with_hint(
+                "FNL2000",
+                &["trustDomain"],
+                format!("not a trust domain: {error}"),
+                hint,
+            );
+        }
+        match self.server.address.rsplit_once(':') {
+            Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => {}
+            _ => found.problem_with_hint(
+                "FNL2001",
+                &["server.address"],
+                "not an address",
+                "host:port, such as ca.example.org:8443",
+            ),
+        }
+        if self.server.trust_bundle.as_os_str().is_empty() {
+            let hint = "`ca-server bundle show --format pem` prints it";
+            found.problem_with_hint(
+                "FNL2002",
+                &["server.trustBundle"],
+                "no trust bundle is named: the first contact would trust anyone",
+                hint,
+            );
+        }
+        for (path, socket) in [
+            ("workloadApi.socket", &self.workload_api.socket),
+            ("admin.socket", &self.admin.socket),
+        ] {
+            if socket_path(socket).is_none() {
+                found.problem_with_hint(
+                    "FNL2003",
+                    &[path],
+                    "not the path of a socket",
+                    "an absolute path, or unix:///path",
+                );
+            }
+        }
+        if socket_path(&self.workload_api.socket) == socket_path(&self.admin.socket) {
+            found.problem(
+                "FNL2004",
+                &["admin.socket", "workloadApi.socket"],
+                "both sockets have the same path",
+            );
+        }
+        match (
+            &self.node_attestation.join_token,
+            &self.node_attestation.k8s_psat,
+        ) {
+            (Some(token), None) => {
+                if token.token_file.is_some() == token.token.is_some() {
+                    found.problem(
+                        "FNL2005",
+                        &["nodeAttestation.joinToken"],
+                        "give tokenFile or token, one of the two",
+                    );
+                }
+            }
+            (None, Some(psat)) => {
+                if psat.cluster.is_empty() {
+                    found.problem(
+                        "FNL2006",
+                        &["nodeAttestation.k8sPsat.cluster"],
+                        "the cluster has no name",
+                    );
+                }
+            }
+            _ => found.problem_with_hint(
+                "FNL2007",
+                &["nodeAttestation"],
+                "exactly one way to attest is needed",
+                "joinToken or k8sPsat",
+            ),
+        }
+        if !self.telemetry.metrics.address.ip().is_loopback() {
+            tracing::debug!("the admin port listens beyond loopback");
+        }
+        if self.limits.connections == 0 || self.limits.connections_per_uid == 0 {
+            found.problem(
+                "FNL2008",
+                &["limits"],
+                "a limit of 0 connections would refuse everyone",
+            );
+        }
+    }
+}
+
+impl AgentConfig {
+    /// Where workloads come.
+    pub fn workload_socket(&self) -> PathBuf {
+        socket_path(&self.workload_api.socket).unwrap_or_default()
+    }
+
+    /// Where administrators come.
+    pub fn admin_socket(&self) -> PathBuf {
+        socket_path(&self.admin.socket).unwrap_or_default()
+    }
+}
+
+/// An absolute path, written plainly or as a `unix:` URI (SPIFFE Workload Endpoint, section 4: no authority, nothing else).
+pub fn socket_path(text: &str) -> Option<PathBuf> {
+    let path = match text.strip_prefix("unix:") {
+        Some(rest) => match rest.strip_prefix("//") {
+            Some(path) if path.starts_with('/') => path,
+            Some(_) => return None,
+            None => rest,
+        },
+        None => text,
+    };
+    let fits = path.starts_with('/')
+        && path.len() > 1
+        && !path.ends_with('/')
+        && !path.contains(['?', '#', '\0']);
+    fits.then(|| Path::new(path).to_owned())
+}
+
+#[cfg(test)]
+mod tests;
