@@ -8,6 +8,8 @@ mod journal;
 mod keys;
 mod rotation;
 mod slots;
+#[cfg(test)]
+mod tests;
 
 use std::path::PathBuf;
 use std::sync::Arc;

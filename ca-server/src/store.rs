@@ -19,7 +19,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use futures::future::BoxFuture;
-use mesh_identity::{Entry, EntryId, Selector, SpiffeId, TrustDomain};
+use mesh_identity::{
+    Bundle, BundleError, Entry, EntryId, Selector, SpiffeId, TrustDomain, X509Authority,
+};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
@@ -299,6 +301,23 @@ pub struct StoredBundle {
     pub refresh_hint: Option<Duration>,
     /// The number of its last change in this store; set by the store.
     pub revision: u64,
+}
+
+impl StoredBundle {
+    /// The bundle as a verifier takes it.
+    pub fn to_bundle(&self) -> Result<Bundle, BundleError> {
+        let authorities = self
+            .x509_authorities
+            .iter()
+            .map(|der| X509Authority::parse(der.clone()));
+        let bundle = Bundle::new(
+            self.trust_domain.clone(),
+            authorities.collect::<Result<Vec<_>, _>>()?,
+        )?;
+        Ok(bundle
+            .with_sequence(self.sequence)
+            .with_refresh_hint(self.refresh_hint))
+    }
 }
 
 /// Our own bundle, written by the authority through [`Journal::write`], and those of other trust domains.

@@ -5,6 +5,7 @@
 //! Reading is `TryFrom` (or a named constructor where it needs to know more than the message), writing is `From`.
 
 mod bundle;
+mod denial;
 mod entry;
 mod error;
 pub mod feed;
@@ -16,6 +17,7 @@ pub mod workload;
 mod tests;
 
 pub use bundle::CarriedBundle;
+pub use denial::{denied_because, permission_denied};
 pub use error::{Reason, WireError};
 pub use identity::{selectors_from_wire, selectors_to_wire, trust_domain_from_wire};
 pub use svid::IssuedX509Svid;

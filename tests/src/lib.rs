@@ -1,1 +1,11 @@
+//! The harness: real programs as processes, a real API server, and what surrounds them in a test.
 
+pub mod admin;
+pub mod daemon;
+pub mod echo;
+pub mod env;
+pub mod eventually;
+pub mod kube;
+pub mod programs;
+pub mod traffic;
+pub mod world;

@@ -121,3 +121,16 @@ fn slot(
 fn broken(reason: String) -> AuthorityError {
     AuthorityError::Journal { reason }
 }
+
+/// The key inside, for the test that looks for it where it must not be.
+#[cfg(test)]
+pub(super) fn unseal_for_test(
+    sealing: &SealingKey,
+    trust_domain: &TrustDomain,
+    certificate: &CertificateDer<'_>,
+    sealed: &Sealed,
+) -> Pkcs8 {
+    sealing
+        .unseal(&context(trust_domain, certificate), sealed)
+        .expect("sealed by us")
+}

@@ -6,9 +6,9 @@ use std::time::{Duration, SystemTime};
 
 use rustls_pki_types::CertificateDer;
 
-use super::SlotStatus;
 use super::certificate::Signer;
 use super::keys::Sealed;
+use super::{BACKDATE, SlotStatus};
 
 /// However long an authority lives, the next one need not be prepared earlier than this before its end,
 const EARLIEST_PREPARATION: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -44,6 +44,13 @@ impl Times {
     /// When its successor is to take over: a sixth of its life, at most 7 days, before its end.
     pub fn activate_at(&self) -> SystemTime {
         self.not_after - activation_margin(self.life())
+    }
+
+    /// When this one, prepared, takes over from the active one: when its turn has come and it has been in the bundle
+    /// long enough for everyone to hear of it. Prepared too late for both, it waits until the active one ends.
+    fn takes_over_at(&self, active: &Self) -> SystemTime {
+        let known_to_all = self.not_before + BACKDATE + activation_margin(self.life()) / 2;
+        active.activate_at().max(known_to_all).min(active.not_after)
     }
 
     fn life(&self) -> Duration {
@@ -88,9 +95,11 @@ pub fn next_step(
         (None, Some(_)) => return Step::Activate,
         (None, None) => return Step::Prepare,
         (Some(active), None) if active.prepare_at() <= now => return Step::Prepare,
-        (Some(active), Some(_)) if active.activate_at() <= now => return Step::Activate,
+        (Some(active), Some(prepared)) if prepared.takes_over_at(&active) <= now => {
+            return Step::Activate;
+        }
         (Some(active), None) => active.prepare_at(),
-        (Some(active), Some(_)) => active.activate_at(),
+        (Some(active), Some(prepared)) => prepared.takes_over_at(&active),
     };
     let ends = old.iter().chain(&prepared).map(|times| times.not_after);
     match ends.min() {

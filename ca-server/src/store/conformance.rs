@@ -367,7 +367,7 @@ pub(super) async fn changes_since_a_revision_lead_from_one_state_to_the_other(st
         .expect("known");
     assert_eq!(changes.revision, 6);
     assert_eq!(changes.entries, [a.clone(), d.clone()]);
-    assert_eq!(changes.removed_entries, [b.id.clone()]);
+    assert_eq!(changes.removed_entries, std::slice::from_ref(&b.id));
     assert_eq!(
         stores.changes.everything().await.expect("read").entries,
         [c, a, d]
@@ -824,7 +824,10 @@ pub(super) async fn foreign_bundles_are_stored_replaced_and_removed(stores: Stor
         stores.bundles.get(&other).await.expect("read"),
         Some(next.clone())
     );
-    assert_eq!(stores.bundles.list().await.expect("read"), [next.clone()]);
+    assert_eq!(
+        stores.bundles.list().await.expect("read"),
+        std::slice::from_ref(&next)
+    );
     assert_eq!(
         stores
             .changes
@@ -832,7 +835,7 @@ pub(super) async fn foreign_bundles_are_stored_replaced_and_removed(stores: Stor
             .await
             .expect("read")
             .foreign_bundles,
-        [next.clone()]
+        std::slice::from_ref(&next)
     );
     assert_eq!(
         stores.bundles.delete(&other).await.expect("deleted"),

@@ -45,6 +45,7 @@ impl Table {
 pub(super) const HEADER: &[u8] = b"header";
 pub(super) const REVISION: &[u8] = b"revision";
 pub(super) const FORGOTTEN: &[u8] = b"forgotten";
+pub(super) const GROUPS: &[u8] = b"groups";
 
 /// Rows that can be read.
 pub(super) trait Pages {

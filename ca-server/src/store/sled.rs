@@ -6,6 +6,7 @@ mod pieces;
 mod place;
 #[cfg(test)]
 mod tests;
+mod watermark;
 mod writer;
 
 use std::path::Path;

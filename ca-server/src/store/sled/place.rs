@@ -13,10 +13,11 @@ use mesh_identity::TrustDomain;
 
 use super::SledSettings;
 use super::pieces::Rows;
+use super::watermark::Watermark;
 use crate::store::StoreError;
 use crate::store::codec::{decode, encode};
-use crate::store::engine::{HEADER, Overlay, Pages, Table};
-use crate::store::records::MetaRow;
+use crate::store::engine::{GROUPS, HEADER, Overlay, Pages, Table};
+use crate::store::records::{CounterRow, MetaRow};
 
 /// The format of the whole store: tables, keys and pieces.
 const FORMAT: u16 = 1;
@@ -33,6 +34,9 @@ pub(super) struct Place {
     pub(super) rows: Rows,
     pub(super) log: File,
     pub(super) epoch: String,
+    pub(super) watermark: Watermark,
+    /// The number of the last group that was written.
+    pub(super) groups: u64,
 }
 
 /// Opens the store, making it if there is none.
@@ -80,11 +84,30 @@ pub(super) fn open(
             configured,
         });
     }
+    let groups = rows.get(&Table::Meta.key(GROUPS))?;
+    let groups = groups.map_or(Ok(0), |row| {
+        decode::<CounterRow>(&row).map(|counter| counter.0)
+    })?;
+    let (watermark, acknowledged) =
+        Watermark::open(directory).map_err(|error| unusable(directory, error))?;
+    if let Some(missing) = acknowledged
+        .and_then(|acknowledged| acknowledged.checked_sub(groups))
+        .filter(|n| *n > 0)
+    {
+        return Err(unusable(
+            directory,
+            format!(
+                "the last {missing} acknowledged writes are missing; its file was damaged, restore it from a backup"
+            ),
+        ));
+    }
     Ok(Place {
         db,
         rows,
         log,
         epoch: header.epoch,
+        watermark,
+        groups,
     })
 }
 

@@ -68,7 +68,10 @@ async fn everything_is_there_after_opening_again() {
     let stores = open_at(&path).await;
     assert_eq!(stores.changes.everything().await.expect("read"), before);
     assert_eq!(stores.changes.since(1).await.expect("read"), since);
-    assert_eq!(since.expect("known").removed_entries, [a.id.clone()]);
+    assert_eq!(
+        since.expect("known").removed_entries,
+        std::slice::from_ref(&a.id)
+    );
     assert_eq!(stores.changes.epoch(), epoch);
     assert_eq!(
         stores.journal.read().await.expect("read"),
@@ -108,7 +111,7 @@ async fn st_05_below_the_reserve_changes_are_refused_and_removals_pass() {
     assert_eq!(*stores.changes.health().borrow(), StoreHealth::NearlyFull);
     assert_eq!(
         stores.entries.list().await.expect("reads go on"),
-        [a.clone()]
+        std::slice::from_ref(&a)
     );
     assert!(
         stores
@@ -181,34 +184,28 @@ async fn st_08_a_flipped_bit_is_refused_or_harmless_never_wrong_data() {
     drop(stores);
     let log = fs::read(path.join("db")).expect("readable");
     let used = log.iter().rposition(|byte| *byte != 0).expect("content");
+    // One flip in five lies behind the content.
+    let range = (used + used / 4).min(log.len());
     let (mut refused, mut right) = (0, 0);
-    for round in 0..40 {
+    for round in 0..60 {
         let copy = folder.path().join(format!("copy{round}"));
         copy_folder(&path, &copy);
         let mut broken = log.clone();
-        broken[used * round / 40] ^= 1 << (round % 8);
+        broken[range * round / 60] ^= 1 << (round % 8);
         fs::write(copy.join("db"), broken).expect("written");
         match Stores::open_sled(&copy, &domain(), SledSettings::default()).await {
             Err(_) => refused += 1,
             Ok(stores) => {
-                let found = stores.changes.everything().await.expect("read");
-                // A damaged tail may be cut off, as after a crash; what is there must be true.
-                for entry in &found.entries {
-                    assert!(good.entries.contains(entry), "round {round}: a wrong entry");
-                }
-                if found == good {
-                    right += 1;
-                } else {
-                    println!(
-                        "round {round}: {} of {} entries",
-                        found.entries.len(),
-                        good.entries.len()
-                    );
-                }
+                assert_eq!(
+                    stores.changes.everything().await.expect("read"),
+                    good,
+                    "round {round}: opened with wrong or missing data"
+                );
+                right += 1;
             }
         }
     }
-    println!("flipped bits: {refused} refused, {right} with all data, of 40");
+    println!("flipped bits: {refused} refused, {right} with all data, of 60");
 }
 
 #[tokio::test]

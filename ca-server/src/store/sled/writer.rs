@@ -10,7 +10,9 @@ use tokio::sync::{mpsc, watch};
 
 use super::place::{self, Place};
 use super::{Opened, SledSettings};
-use crate::store::engine::{Group, Job, forget_tombstones};
+use crate::store::codec::encode;
+use crate::store::engine::{GROUPS, Group, Job, Table, forget_tombstones};
+use crate::store::records::CounterRow;
 use crate::store::view::{SharedView, View};
 use crate::store::{StoreError, StoreHealth};
 
@@ -66,7 +68,7 @@ impl Writer {
     }
 
     /// Works until the last handle on the queue is gone.
-    pub(super) fn run(self, mut jobs: mpsc::Receiver<Box<dyn Job>>) {
+    pub(super) fn run(mut self, mut jobs: mpsc::Receiver<Box<dyn Job>>) {
         while let Some(first) = jobs.blocking_recv() {
             let mut group = vec![first];
             while group.len() < GROUP
@@ -78,7 +80,7 @@ impl Writer {
         }
     }
 
-    fn commit(&self, jobs: Vec<Box<dyn Job>>) {
+    fn commit(&mut self, jobs: Vec<Box<dyn Job>>) {
         if let StoreHealth::Stopped(reason) = &*self.health.borrow() {
             let stopped = StoreError::Stopped {
                 reason: reason.clone(),
@@ -98,17 +100,20 @@ impl Writer {
     }
 
     /// Everything that must have happened before an acknowledgement, in this order.
-    fn write(&self, jobs: &mut [Box<dyn Job>]) -> Result<(), String> {
+    fn write(&mut self, jobs: &mut [Box<dyn Job>]) -> Result<(), String> {
         let revision = self.view.read().revision;
         let mut group = Group::new(&self.place.rows, revision);
         forget_tombstones(&mut group, &self.view).map_err(|error| error.to_string())?;
         for job in jobs {
             group.add(job.as_mut());
         }
-        let (overlay, events, revision) = group.finish();
+        let (mut overlay, events, revision) = group.finish();
         if overlay.is_empty() {
             return Ok(());
         }
+        let number = self.place.groups + 1;
+        let row = encode(&CounterRow(number)).map_err(|error| error.to_string())?;
+        overlay.insert(Table::Meta.key(GROUPS), Some(row));
         self.place
             .rows
             .write(overlay)
@@ -122,6 +127,11 @@ impl Writer {
             .log
             .sync_data()
             .map_err(|error| format!("fdatasync: {error}"))?;
+        self.place.groups = number;
+        self.place
+            .watermark
+            .set(number)
+            .map_err(|error| format!("watermark: {error}"))?;
         self.view.publish(events, revision);
         Ok(())
     }
