@@ -16,9 +16,8 @@ const AUDIENCE: &str = "ca-server";
 async fn authority(rig: &Rig) -> World {
     World::with_ca(|config| {
         format!(
-            "{config}attestation:\n  node:\n    - k8sPsat:\n        clusters:\n          - name: {CLUSTER}\n            \
-             kubeconfig: {}\n            audiences: [{AUDIENCE}]\n            issuer: {}\n            \
-             serviceAccounts: [\"mesh:agent\"]\n",
+            "{config}attestation:\n  node:\n    - k8sPsat:\n        cluster: {CLUSTER}\n        kubeconfig: {}\n        \
+             audiences: [{AUDIENCE}]\n        issuer: {}\n        serviceAccounts: [\"mesh:agent\"]\n",
             rig.kubeconfig().display(),
             mesh_tests::kube::ISSUER,
         )

@@ -18,6 +18,8 @@ listen:
   adminSocket: {dir}/ca-admin.sock
 store:
   sled: {{ path: {dir}/ca }}
+keys:
+  sealingKey: {dir}/ca-sealing.key
 lifetimes:
   x509Authority: 10m
   x509Svid: {SVID_SECONDS}s
