@@ -12,7 +12,7 @@
 //!     const KIND: &'static str = "DemoConfig";
 //!     const ENV_PREFIX: &'static str = "DEMO";               // DEMO__SVID_TTL=90s
 //!     fn check(&self, found: &mut Findings) {                 // cross-field rules, shown at their lines
-//!         if self.svid_ttl.is_zero() { found.problem("FNL0116", &["svidTtl"], "svidTtl is zero"); }
+//!         if self.svid_ttl.is_zero() { found.disagree(&["svidTtl"], "svidTtl is zero"); }
 //!     }
 //! }
 //! let loaded = config::load::<Demo>(&Sources::new().over("--svid-ttl", "svidTtl", "90s")).unwrap();
@@ -48,6 +48,9 @@ use tree::{Node, Value};
 
 /// The version that every configuration file names.
 pub const API_VERSION: &str = "config.finial.dev/v1";
+
+/// The code of a rule over several fields that has no code of its own.
+pub const FIELDS_DISAGREE: &str = "FNL0116";
 
 /// The largest file that is read.
 const LARGEST_FILE: u64 = 1024 * 1024;
@@ -255,7 +258,7 @@ struct Finding {
 
 impl Findings {
     /// Reports that the fields at `paths` do not go together; the first one gets the caret, the others are named by line.
-    /// `code` is the program's own (`FNL0116` when it has none).
+    /// `code` is the program's own; see [`Findings::disagree`] when it has none.
     pub fn problem(&mut self, code: &'static str, paths: &[&str], message: impl Into<String>) {
         let paths = paths.iter().map(|p| (*p).to_owned()).collect();
         self.found.push(Finding {
@@ -264,6 +267,11 @@ impl Findings {
             message: message.into(),
             hint: None,
         });
+    }
+
+    /// As [`Findings::problem`], with the general code `FNL0116`.
+    pub fn disagree(&mut self, paths: &[&str], message: impl Into<String>) {
+        self.problem(FIELDS_DISAGREE, paths, message);
     }
 
     /// As [`Findings::problem`], with what to do about it beside the caret.
