@@ -2,6 +2,8 @@
 //! Trusts the disk only after its own `fdatasync`: sled's `flush` alone does not survive a power cut.
 //! Never acknowledges after a failed write, and never makes a new store where an old one has been damaged.
 
+#[cfg(test)]
+mod crash;
 mod pieces;
 mod place;
 #[cfg(test)]
