@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use mesh_identity::TrustDomain;
+use mesh_runtime::errors::Coded as _;
 use tokio::sync::{mpsc, watch};
 
 use super::place::{self, Place};
@@ -137,15 +138,17 @@ impl Writer {
     }
 
     fn stop(&self, reason: &str) -> StoreError {
+        let reason: Arc<str> = Arc::from(reason);
+        let error = StoreError::Stopped {
+            reason: reason.clone(),
+        };
         tracing::error!(
-            code = "FNL1006",
-            reason,
+            code = error.code(),
+            %reason,
             "the store has stopped taking changes"
         );
-        let reason: Arc<str> = Arc::from(reason);
-        self.health
-            .send_replace(StoreHealth::Stopped(reason.clone()));
-        StoreError::Stopped { reason }
+        self.health.send_replace(StoreHealth::Stopped(reason));
+        error
     }
 
     /// Lets only removals through while free space is below the reserve.
