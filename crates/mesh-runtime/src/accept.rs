@@ -26,6 +26,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_stream::Stream;
@@ -271,6 +272,84 @@ impl<Io> Stream for Incoming<Io> {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         self.ready.poll_recv(cx).map(|io| io.map(Ok))
+    }
+}
+
+/// The bytes of an HTTP/2 preface and the head of the frame that must follow it.
+pub const HTTP2_OPENING: usize = 24 + 9;
+
+/// An IO whose first bytes must arrive in time: after the handshake, for servers that set no limit of their own on the
+/// opening of their protocol, as tonic does not on the HTTP/2 preface (M4). Reading fails with `TimedOut` when it is late.
+#[derive(Debug)]
+pub struct Patience<Io> {
+    io: Io,
+    /// Bytes still awaited; 0 when the limit no longer holds.
+    awaited: usize,
+    end: Pin<Box<tokio::time::Sleep>>,
+}
+
+impl<Io> Patience<Io> {
+    /// At least `bytes` must arrive within `limit` from now on.
+    pub fn new(io: Io, bytes: usize, limit: Duration) -> Self {
+        Self {
+            io,
+            awaited: bytes,
+            end: Box::pin(tokio::time::sleep(limit)),
+        }
+    }
+
+    /// The IO inside.
+    pub fn get_ref(&self) -> &Io {
+        &self.io
+    }
+}
+
+impl<Io: AsyncRead + Unpin> AsyncRead for Patience<Io> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.io).poll_read(cx, buf);
+        if self.awaited == 0 {
+            return read;
+        }
+        self.awaited = self.awaited.saturating_sub(buf.filled().len() - before);
+        if read.is_pending() && self.end.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        read
+    }
+}
+
+impl<Io: AsyncWrite + Unpin> AsyncWrite for Patience<Io> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
     }
 }
 

@@ -13,7 +13,10 @@
 use std::fmt::Write as _;
 use std::sync::{Arc, PoisonError, RwLock};
 
+use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Metric, Registry};
+
+use crate::readiness::Readiness;
 
 pub use prometheus_client;
 pub use prometheus_client::metrics::counter::Counter;
@@ -24,34 +27,54 @@ pub use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 /// The registry of one program. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Metrics {
+    program: Arc<str>,
     registry: Arc<RwLock<Registry>>,
 }
 
 impl Metrics {
-    /// A registry with the families that every program has: `<program>_build_info` and `process_*`.
-    /// `program` is the metric prefix, such as `ca_server`.
+    /// A registry with the families that every program has: `<program>_build_info`, `<program>_panics_total`, `process_*`
+    /// and `tokio_*`. `program` is the metric prefix, such as `ca_server`.
     pub fn new(program: &str) -> Self {
+        let registry = Arc::new(RwLock::new(Registry::default()));
         let metrics = Self {
-            registry: Arc::new(RwLock::new(Registry::default())),
+            program: program.into(),
+            registry,
         };
-        let info: Gauge = Gauge::default();
-        info.set(1);
-        let family: Family<Vec<(&'static str, &'static str)>, Gauge> = Family::default();
-        family
-            .get_or_create(&vec![
-                ("version", env!("CARGO_PKG_VERSION")),
-                ("rustc", env!("CARGO_PKG_RUST_VERSION")),
-            ])
-            .set(1);
+        let build: Family<Vec<(&'static str, &'static str)>, Gauge> = Family::default();
+        let labels = vec![
+            ("version", env!("CARGO_PKG_VERSION")),
+            ("rust", env!("CARGO_PKG_RUST_VERSION")),
+        ];
+        build.get_or_create(&labels).set(1);
         metrics.register(
             &format!("{program}_build_info"),
             "What was built, as labels",
-            family,
+            build,
+        );
+        metrics.register_counts(
+            &format!("{program}_panics"),
+            "Panics, each of which is a defect",
+            crate::telemetry::panics,
         );
         metrics
             .locked()
             .register_collector(Box::new(process::Process));
         metrics
+            .locked()
+            .register_collector(Box::new(process::Tokio));
+        metrics
+    }
+
+    /// Registers `<program>_ready`, which is 1 when every part is.
+    pub fn readiness(&self, readiness: &Readiness) {
+        let readiness = readiness.clone();
+        let value = process::Value {
+            name: format!("{}_ready", self.program),
+            help: "1 when every part is ready".to_owned(),
+            kind: MetricType::Gauge,
+            read: Box::new(move || u64::from(readiness.is_ready())),
+        };
+        self.locked().register_collector(Box::new(value));
     }
 
     /// Registers a family under its whole name; a counter's name is given without `_total`.
@@ -80,12 +103,13 @@ impl Metrics {
         help: &str,
         read: impl Fn() -> u64 + Send + Sync + 'static,
     ) {
-        let counts = process::Counts {
+        let value = process::Value {
             name: name.to_owned(),
             help: help.to_owned(),
+            kind: MetricType::Counter,
             read: Box::new(read),
         };
-        self.locked().register_collector(Box::new(counts));
+        self.locked().register_collector(Box::new(value));
     }
 
     /// Everything in Prometheus' classic text format, version 0.0.4.
@@ -168,25 +192,60 @@ mod process {
     #[derive(Debug)]
     pub(super) struct Process;
 
-    pub(super) struct Counts {
+    /// A number that somebody else keeps.
+    pub(super) struct Value {
         pub(super) name: String,
         pub(super) help: String,
+        pub(super) kind: MetricType,
         pub(super) read: Box<dyn Fn() -> u64 + Send + Sync>,
     }
 
-    impl std::fmt::Debug for Counts {
+    impl std::fmt::Debug for Value {
         fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-            f.debug_struct("Counts")
+            f.debug_struct("Value")
                 .field("name", &self.name)
                 .finish_non_exhaustive()
         }
     }
 
-    impl Collector for Counts {
+    impl Collector for Value {
         fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
-            let metric =
-                encoder.encode_descriptor(&self.name, &self.help, None, MetricType::Counter)?;
-            ConstCounter::new((self.read)()).encode(metric)
+            let metric = encoder.encode_descriptor(&self.name, &self.help, None, self.kind)?;
+            match self.kind {
+                MetricType::Counter => ConstCounter::new((self.read)()).encode(metric),
+                _ => ConstGauge::new((self.read)() as f64).encode(metric),
+            }
+        }
+    }
+
+    /// `tokio_*`: the runtime that answers the scrape.
+    #[derive(Debug)]
+    pub(super) struct Tokio;
+
+    impl Collector for Tokio {
+        fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+            let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+                return Ok(());
+            };
+            let runtime = runtime.metrics();
+            let values = [
+                ("tokio_workers", "Worker threads", runtime.num_workers()),
+                (
+                    "tokio_alive_tasks",
+                    "Tasks that have not ended",
+                    runtime.num_alive_tasks(),
+                ),
+                (
+                    "tokio_global_queue_depth",
+                    "Tasks that wait for a worker",
+                    runtime.global_queue_depth(),
+                ),
+            ];
+            for (name, help, value) in values {
+                let metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+                ConstGauge::new(value as f64).encode(metric)?;
+            }
+            Ok(())
         }
     }
 
@@ -312,6 +371,17 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("process_cpu_seconds_total "), "{text}");
+        let readiness = Readiness::new();
+        let part = readiness.part("store");
+        metrics.readiness(&readiness);
+        assert!(
+            metrics
+                .classic_text()
+                .contains("# TYPE demo_ready gauge\ndemo_ready 0")
+        );
+        let _store = part.done();
+        assert!(metrics.classic_text().contains("demo_ready 1"));
+        assert!(text.contains("demo_panics_total 0"), "{text}");
         assert!(metrics.open_metrics_text().ends_with("# EOF\n"));
     }
 }

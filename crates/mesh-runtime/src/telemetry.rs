@@ -14,6 +14,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::io::IsTerminal;
 use std::str::FromStr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -21,9 +22,12 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::field::MakeExt;
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::fmt::format::debug_fn;
 use zeroize::Zeroize;
 
-use crate::errors::{Coded, ErrorChain};
+use crate::errors::{Coded, ErrorChain, untrusted};
 
 /// The form of the log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -87,31 +91,95 @@ impl Coded for TelemetryError {
     }
 }
 
-/// Installs the log for the whole process. Calling it again keeps the first one and is no error (tests do).
+/// Installs the log for the whole process, and makes panics a part of it. Calling it again keeps the first one and is
+/// no error (tests do).
 ///
 /// # Errors
 /// When the level is not a filter.
 pub fn init(options: &LogOptions) -> Result<(), TelemetryError> {
     let filter = options.filter()?;
+    let colours = std::io::stderr().is_terminal();
+    let subscriber = subscriber(options.format, filter, std::io::stderr, colours);
+    if tracing::subscriber::set_global_default(subscriber).is_err() {
+        tracing::debug!("the log was already set up");
+        return Ok(());
+    }
+    std::panic::set_hook(Box::new(|panic| {
+        PANICS.fetch_add(1, Ordering::Relaxed);
+        let text = panic.payload_as_str().unwrap_or("without a message");
+        let place = panic
+            .location()
+            .map(ToString::to_string)
+            .unwrap_or_default();
+        let thread = std::thread::current();
+        let thread = thread.name().unwrap_or("unnamed");
+        tracing::error!(thread, place, "panic: {}", untrusted(text));
+    }));
+    Ok(())
+}
+
+static PANICS: AtomicU64 = AtomicU64::new(0);
+
+/// Panics in this process since [`init`].
+pub fn panics() -> u64 {
+    PANICS.load(Ordering::Relaxed)
+}
+
+fn subscriber<W>(
+    format: LogFormat,
+    filter: EnvFilter,
+    writer: W,
+    colours: bool,
+) -> Box<dyn tracing::Subscriber + Send + Sync>
+where
+    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
+{
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr);
-    let installed = match options.format {
-        LogFormat::Pretty => builder
-            .with_target(false)
-            .with_ansi(std::io::stderr().is_terminal())
-            .try_init(),
-        LogFormat::Json => builder
-            .json()
-            .flatten_event(true)
-            .with_current_span(true)
-            .with_span_list(false)
-            .try_init(),
-    };
-    if installed.is_err() {
-        tracing::debug!("the log was already set up");
+        .with_writer(writer);
+    match format {
+        LogFormat::Pretty => {
+            // A peer's text in a field must not look like a second record.
+            let fields = debug_fn(|writer, field, value| match field.name() {
+                "message" => write!(writer, "{}", OneLine(value)),
+                name => write!(writer, "{name}={}", OneLine(value)),
+            });
+            let builder = builder.with_target(false).with_ansi(colours);
+            Box::new(builder.fmt_fields(fields.delimited(" ")).finish())
+        }
+        LogFormat::Json => {
+            let builder = builder.json().flatten_event(true);
+            Box::new(
+                builder
+                    .with_current_span(true)
+                    .with_span_list(false)
+                    .finish(),
+            )
+        }
     }
-    Ok(())
+}
+
+/// The longest field of a record for people, in characters.
+const LONGEST_FIELD: usize = 4096;
+
+/// A value on one line, whatever is in it.
+struct OneLine<'a>(&'a dyn fmt::Debug);
+
+impl fmt::Display for OneLine<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = format!("{:?}", self.0);
+        for (count, c) in text.chars().enumerate() {
+            if count == LONGEST_FIELD {
+                return f.write_str("…");
+            }
+            // `untrusted` doubles backslashes, which `{:?}` has done already where it matters.
+            match c {
+                '\\' => f.write_str("\\")?,
+                c => f.write_str(&untrusted(c.encode_utf8(&mut [0; 4])))?,
+            }
+        }
+        Ok(())
+    }
 }
 
 /// A value that is never printed: `Debug` and serialisation show `[redacted]`, there is no `Display` and no `Clone`,
@@ -314,6 +382,58 @@ mod tests {
         assert_eq!(quiet.failures(), 1003);
         assert_eq!(quiet.succeeded(), Said::Logged);
         assert_eq!(quiet.succeeded(), Said::Counted);
+    }
+
+    #[derive(Clone, Default)]
+    struct Sink(std::sync::Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Sink {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn logged(format: LogFormat, act: impl FnOnce()) -> String {
+        let sink = Sink::default();
+        let writer = sink.clone();
+        let filter = LogOptions::default().filter().unwrap();
+        let subscriber = subscriber(format, filter, move || writer.clone(), false);
+        tracing::subscriber::with_default(subscriber, act);
+        String::from_utf8(sink.0.lock().unwrap().clone()).unwrap()
+    }
+
+    #[test]
+    fn x_06_one_record_is_one_line_whatever_a_peer_sends() {
+        let evil = "a\r\n2026 INFO forged\u{1b}[31m\u{202e}\\";
+        for format in [LogFormat::Pretty, LogFormat::Json] {
+            let text = logged(format, || {
+                let span = tracing::info_span!("call", peer = %evil);
+                let _inside = span.enter();
+                tracing::info!(path = %evil, quoted = ?evil, "got {evil}");
+            });
+            assert_eq!(text.lines().count(), 1, "{text}");
+            assert!(!text.contains('\u{1b}'), "{text}");
+        }
+        let pretty = logged(LogFormat::Pretty, || tracing::info!(n = 5, "plain message"));
+        assert!(pretty.ends_with("INFO plain message n=5\n"), "{pretty}");
+    }
+
+    #[test]
+    fn json_records_are_flat_objects() {
+        let text = logged(LogFormat::Json, || {
+            tracing::warn!(part = "feed", failures = 3, "failing")
+        });
+        let record: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(
+            (&record["level"], &record["message"], &record["failures"]),
+            (&"WARN".into(), &"failing".into(), &3.into())
+        );
+        assert!(record["timestamp"].as_str().unwrap().ends_with('Z'));
     }
 
     #[test]

@@ -270,3 +270,21 @@ fn m_5_ag_17_a_process_out_of_descriptors_idles_and_recovers_when_they_are_relea
     child.kill().unwrap();
     child.wait().unwrap();
 }
+
+#[tokio::test(start_paused = true)]
+async fn m_4_a_half_preface_is_given_up_and_a_whole_one_may_then_be_silent() {
+    let (mut client, server) = tokio::io::duplex(64);
+    let mut patient = Patience::new(server, HTTP2_OPENING, Duration::from_secs(10));
+    client.write_all(b"PRI * HTTP/2.0\r\n").await.unwrap();
+    let mut opening = [0; HTTP2_OPENING];
+    let late = patient.read_exact(&mut opening).await.unwrap_err();
+    assert_eq!(late.kind(), io::ErrorKind::TimedOut);
+
+    let (mut client, server) = tokio::io::duplex(64);
+    let mut patient = Patience::new(server, HTTP2_OPENING, Duration::from_secs(10));
+    client.write_all(&[0; HTTP2_OPENING]).await.unwrap();
+    patient.read_exact(&mut opening).await.unwrap();
+    let mut byte = [0];
+    let silent = tokio::time::timeout(Duration::from_secs(3600), patient.read(&mut byte)).await;
+    assert!(silent.is_err(), "ended though the opening was complete");
+}
