@@ -80,3 +80,6 @@ impl fmt::Debug for Authorizer {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -57,3 +57,6 @@ impl KeyError {
         "FNL0401"
     }
 }
+
+#[cfg(test)]
+mod tests;
