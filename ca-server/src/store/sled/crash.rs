@@ -79,7 +79,7 @@ async fn write_once(stores: &Stores, id: &str, n: u64) -> Result<(), StoreError>
     stores.tokens.create(token).await?;
     stores.tokens.spend(token_hash(id), at(0)).await?;
     println!("say spent {id}");
-    if n % 3 == 0 {
+    if n.is_multiple_of(3) {
         println!("say deleting {id}");
         stores.entries.delete(&id.parse().expect("an id")).await?;
         println!("say deleted {id}");
