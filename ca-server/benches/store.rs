@@ -30,12 +30,7 @@ fn main() {
         .build()
         .expect("a runtime");
     runtime.block_on(async {
-        let stores = Stores::open_sled(
-            &folder.path().join("store"),
-            &domain(),
-            SledSettings::default(),
-        );
-        let stores = stores.await.expect("opened");
+        let stores = open(folder.path()).await;
         for clients in [1, 8, 32, 128, 256] {
             changes(&stores, clients).await;
         }
@@ -43,12 +38,7 @@ fn main() {
         let count = stores.entries.list().await.expect("read").len();
         drop(stores);
         let opened = now();
-        let stores = Stores::open_sled(
-            &folder.path().join("store"),
-            &domain(),
-            SledSettings::default(),
-        );
-        drop(stores.await.expect("opened"));
+        drop(open(folder.path()).await);
         println!(
             "opening with {count} entries: {:.0} ms",
             elapsed(opened).as_secs_f64() * 1e3
