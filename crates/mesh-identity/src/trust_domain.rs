@@ -127,9 +127,19 @@ impl FromStr for TrustDomain {
 }
 
 /// Bytes that a trust domain name is made of.
-pub(crate) const fn is_trust_domain_byte(b: u8) -> bool {
-    matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'-' | b'_')
+pub(crate) fn is_trust_domain_byte(b: u8) -> bool {
+    NAME_BYTES[usize::from(b)]
 }
+
+static NAME_BYTES: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut b = 0u8;
+    while b < 128 {
+        table[b as usize] = matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'-' | b'_');
+        b += 1;
+    }
+    table
+};
 
 impl fmt::Display for TrustDomain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
