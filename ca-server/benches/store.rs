@@ -47,6 +47,11 @@ fn main() {
     signatures(folder.path(), &runtime);
 }
 
+async fn open(folder: &Path) -> Stores {
+    let opened = Stores::open_sled(&folder.join("store"), &domain(), SledSettings::default()).await;
+    opened.expect("opened")
+}
+
 #[expect(
     clippy::disallowed_methods,
     reason = "a bench measures with the real clock"
