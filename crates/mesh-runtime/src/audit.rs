@@ -37,7 +37,7 @@ mod verify;
 mod writer;
 
 pub use verify::{
-    BadRecord, Expect, Flaw, Head, Torn, Verified, VerifyError, verify, verify_against,
+    BadRecord, Expect, Flaw, Head, Start, Torn, Verified, VerifyError, verify, verify_against,
 };
 pub use writer::Memory;
 
@@ -45,6 +45,9 @@ use writer::{Command, Disk, FileDisk};
 
 /// The name of the file in the log's directory.
 pub const FILE_NAME: &str = "audit.jsonl";
+
+/// The size at which a file is closed and the next one begun.
+const LARGEST_FILE: u64 = 64 * 1024 * 1024;
 
 /// Records that may wait for the writer; beyond it, callers wait.
 const QUEUE: usize = 1024;
@@ -311,6 +314,22 @@ impl Entry {
     }
 }
 
+/// What the log records about itself.
+#[derive(Clone, Debug)]
+struct OwnRecords {
+    program: String,
+    clock: Clock,
+}
+
+impl OwnRecords {
+    fn record(&self, action: Action) -> Entry {
+        let mut entry = Entry::new(&self.clock, action, Actor::system(self.program.as_str()));
+        (entry.outcome, entry.code) = (Outcome::Success, None);
+        entry.object = Some(Object::new("log").name(FILE_NAME));
+        entry
+    }
+}
+
 fn as_rfc3339<S: serde::Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
     let t = time::OffsetDateTime::from(*time);
     serializer.collect_str(&format_args!(
@@ -389,12 +408,22 @@ struct Counts {
 
 impl AuditLog {
     /// Opens or continues the log in `dir`, which is made if it is not there. Blocks: call it while starting.
-    /// A torn last line (power loss) is moved aside and reported in the `log.start` record.
+    /// A torn last line (power loss) is moved aside and reported in the `log.start` record. At 64 MiB the file is closed
+    /// with a `log.rotate` record and renamed to `audit-<number of its last record>.jsonl`; see [`files`].
     ///
     /// # Errors
     /// When the directory cannot be written, another process writes there, or the log has been changed.
     pub fn open(dir: &Path, program: &str, clock: &Clock) -> Result<Self, AuditError> {
-        let opened = FileDisk::open(dir)?;
+        Self::open_with(dir, program, clock, LARGEST_FILE)
+    }
+
+    fn open_with(
+        dir: &Path,
+        program: &str,
+        clock: &Clock,
+        largest_file: u64,
+    ) -> Result<Self, AuditError> {
+        let opened = FileDisk::open(dir, largest_file)?;
         Self::start(
             Box::new(opened.disk),
             opened.head,
@@ -431,24 +460,20 @@ impl AuditLog {
         let (queue, commands) = mpsc::channel(QUEUE);
         let overflow = Arc::new(Mutex::new(VecDeque::new()));
         let counts = Arc::new(Counts::default());
-        let mut started = Entry::new(clock, Action("log.start"), Actor::system(program));
-        (started.outcome, started.code) = (Outcome::Success, None);
-        started.object = Some(Object::new("log").name(FILE_NAME));
+        let own = OwnRecords {
+            program: program.to_owned(),
+            clock: clock.clone(),
+        };
+        let mut started = own.record(Action("log.start"));
         started.decision = torn.map(|torn| {
-            Decision::default().reason(format!(
-                "a torn last line of {} bytes was moved aside",
-                torn.bytes
-            ))
+            let reason = format!("a torn last line of {} bytes was moved aside", torn.bytes);
+            Decision::default().reason(reason)
         });
-        let mut stopped = Entry::new(clock, Action("log.stop"), Actor::system(program));
-        (stopped.outcome, stopped.code) = (Outcome::Success, None);
-        stopped.object = Some(Object::new("log").name(FILE_NAME));
         writer::start(
             disk,
             head,
             started,
-            stopped,
-            clock.clone(),
+            own,
             commands,
             Arc::clone(&overflow),
             Arc::clone(&counts),
@@ -634,6 +659,19 @@ impl Drop for Record {
             self.log.send_now(entry);
         }
     }
+}
+
+/// The files of the log in `dir` in the order in which they continue each other.
+///
+/// # Errors
+/// When the directory cannot be read.
+pub fn files(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let mut files = writer::closed_files(dir)?;
+    let current = dir.join(FILE_NAME);
+    if current.exists() {
+        files.push(current);
+    }
+    Ok(files)
 }
 
 fn report_write_failure(error: &std::io::Error) {

@@ -435,3 +435,65 @@ fn a_process_killed_while_writing_loses_no_acknowledged_record() {
         );
     }
 }
+
+#[tokio::test]
+async fn a_full_file_is_closed_and_the_next_one_continues_its_chain() {
+    let dir = tempfile::tempdir().unwrap();
+    for _ in 0..2 {
+        let log = AuditLog::open_with(dir.path(), "test", &clock(), 2_000).unwrap();
+        for _ in 0..20 {
+            let record = log.begin(Action("a.b"), Actor::system("t"));
+            record.finish(Outcome::Success, None).await.unwrap();
+        }
+        log.close().await.unwrap();
+    }
+    let files = files(dir.path()).unwrap();
+    assert!(files.len() > 4, "{files:?}");
+    let verified = verify(&files).unwrap();
+    // 2 starts, 2 stops, 40 records, and one log.rotate at the end of each closed file.
+    assert_eq!(verified.records, 44 + files.len() as u64 - 1);
+    let first = std::fs::read_to_string(&files[0]).unwrap();
+    assert!(
+        first
+            .lines()
+            .last()
+            .unwrap()
+            .contains("\"action\":\"log.rotate\"")
+    );
+
+    let later = &files[2..];
+    assert!(matches!(verify(later), Err(VerifyError::Bad(_))));
+    let anywhere = Expect {
+        start: Start::Anywhere,
+        ..Expect::default()
+    };
+    assert_eq!(
+        verify_against(later, &anywhere).unwrap().head,
+        verified.head
+    );
+    assert!(
+        matches!(verify(&[&files[0], &files[2]]), Err(VerifyError::Bad(_))),
+        "a missing file"
+    );
+    std::fs::remove_file(&files[0]).unwrap();
+    AuditLog::open(dir.path(), "test", &clock())
+        .unwrap()
+        .close()
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn a_current_file_that_was_swapped_for_another_does_not_continue_the_closed_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = AuditLog::open_with(dir.path(), "test", &clock(), 1).unwrap();
+    log.begin(Action("a.b"), Actor::system("t"))
+        .finish(Outcome::Success, None)
+        .await
+        .unwrap();
+    log.close().await.unwrap();
+    let other = tempfile::tempdir().unwrap();
+    std::fs::copy(five_records(other.path()).await, dir.path().join(FILE_NAME)).unwrap();
+    let error = AuditLog::open(dir.path(), "test", &clock()).unwrap_err();
+    assert_eq!(error.code(), "FNL0203");
+}

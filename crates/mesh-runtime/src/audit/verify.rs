@@ -48,11 +48,23 @@ pub(super) fn hash(line: &[u8]) -> String {
         .collect()
 }
 
+/// Where the first of the files begins.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Start {
+    /// At the very first record of the log.
+    #[default]
+    Genesis,
+    /// After a record that is known from elsewhere.
+    After(Head),
+    /// Wherever it does: older files were moved away. Nothing can be said about what was before.
+    Anywhere,
+}
+
 /// What somebody else remembers of the log, so that more can be told than the chain alone shows.
 #[derive(Clone, Debug, Default)]
 pub struct Expect {
-    /// Where the first file begins; without it, at the very first record.
-    pub start: Option<Head>,
+    /// Where the first file begins.
+    pub start: Start,
     /// A record that must be in the files: shows a cut-off or rewritten end.
     pub contains: Option<Head>,
 }
@@ -224,6 +236,7 @@ struct Last {
 
 pub(super) struct Chain {
     start: Head,
+    anywhere: bool,
     wanted: Option<Head>,
     found_wanted: bool,
     last: Option<Last>,
@@ -235,10 +248,14 @@ pub(super) struct Chain {
 
 impl Chain {
     pub(super) fn new(expect: &Expect) -> Self {
-        let start = expect.start.clone().unwrap_or_else(Head::genesis);
+        let start = match &expect.start {
+            Start::After(head) => head.clone(),
+            Start::Genesis | Start::Anywhere => Head::genesis(),
+        };
         let found_wanted = expect.contains.is_none() || expect.contains.as_ref() == Some(&start);
         Self {
             start,
+            anywhere: expect.start == Start::Anywhere,
             wanted: expect.contains.clone(),
             found_wanted,
             last: None,
@@ -313,6 +330,15 @@ impl Chain {
     }
 
     fn record(&mut self, path: &Path, line: u64, text: &[u8]) -> Result<(), BadRecord> {
+        if std::mem::take(&mut self.anywhere)
+            && let Ok(first) = parse(text)
+        {
+            let seq = first.seq.saturating_sub(1);
+            self.start = Head {
+                seq,
+                hash: first.prev,
+            };
+        }
         let seq = self.next_seq();
         let bad = |flaw| BadRecord {
             file: path.to_owned(),

@@ -13,9 +13,10 @@ use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 
 use super::canonical::{canonical, tame};
-use super::verify::{Chain, Expect, Failure, Head, Torn};
-use super::{AuditError, Counts, Entry, FILE_NAME, Receipt, report_write_failure};
-use crate::clock::Clock;
+use super::verify::{BadRecord, Chain, Expect, Failure, Head, Start, Torn, Verified};
+use super::{
+    Action, AuditError, Counts, Entry, FILE_NAME, OwnRecords, Receipt, report_write_failure,
+};
 
 /// Records per flush at most: bounds the memory of one write and the wait of its first record.
 const LARGEST_GROUP: usize = 512;
@@ -36,10 +37,21 @@ pub(super) trait Disk: Send {
     fn flush(&mut self) -> io::Result<()>;
     fn cut(&mut self, length: u64) -> io::Result<()>;
     fn length(&self) -> io::Result<u64>;
+    /// The length at which the next file is begun.
+    fn largest(&self) -> u64 {
+        u64::MAX
+    }
+    /// Closes the file under a name with the number of its last record, and begins the next one.
+    fn next_file(&mut self, last: u64) -> io::Result<()> {
+        let _: u64 = last;
+        Ok(())
+    }
 }
 
 pub(super) struct FileDisk {
+    dir: PathBuf,
     file: File,
+    largest: u64,
     /// Held for as long as the file is written.
     _lock: File,
 }
@@ -51,52 +63,105 @@ pub(super) struct Opened {
 }
 
 impl FileDisk {
-    pub(super) fn open(dir: &Path) -> Result<Opened, AuditError> {
+    pub(super) fn open(dir: &Path, largest: u64) -> Result<Opened, AuditError> {
         let open = |cause: io::Error| AuditError::Open(dir.to_owned(), Arc::new(cause));
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(dir)
-            .map_err(open)?;
-        let mut options = OpenOptions::new();
-        options
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600);
-        let lock = options.open(dir.join("audit.lock")).map_err(open)?;
+        let mut made = std::fs::DirBuilder::new();
+        made.recursive(true).mode(0o700).create(dir).map_err(open)?;
+        let lock = options().open(dir.join("audit.lock")).map_err(open)?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(AuditError::InUse(dir.to_owned())),
             Err(TryLockError::Error(error)) => return Err(open(error)),
         }
+        let damaged = |bad: BadRecord| AuditError::Damaged(dir.to_owned(), Arc::new(bad));
+        let refused = |failure: Failure| match failure {
+            Failure::Io(error) => open(error),
+            Failure::Bad(bad) => damaged(bad),
+        };
+        // The newest closed file tells where the current one must go on; older ones may have been moved away.
+        let newest = closed_files(dir).map_err(open)?.pop();
+        let start = match newest {
+            None => Start::Genesis,
+            Some(path) => {
+                let expect = Expect {
+                    start: Start::Anywhere,
+                    ..Expect::default()
+                };
+                let verified = read(&path, &expect, false)
+                    .map_err(open)?
+                    .map_err(refused)?;
+                Start::After(verified.map_err(damaged)?.head)
+            }
+        };
         let path = dir.join(FILE_NAME);
-        let file = options.open(&path).map_err(open)?;
+        let file = options().open(&path).map_err(open)?;
         // The file's name must be as durable as its content.
-        File::open(dir)
-            .and_then(|dir| dir.sync_all())
-            .map_err(open)?;
-        let mut chain = Chain::new(&Expect::default());
-        let read = File::open(&path).map_err(open)?;
-        chain
-            .file(&path, io::BufReader::with_capacity(256 * 1024, read), true)
-            .map_err(|failure| match failure {
-                Failure::Io(error) => open(error),
-                Failure::Bad(bad) => AuditError::Damaged(dir.to_owned(), Arc::new(bad)),
-            })?;
-        let verified = chain
-            .end(&path)
-            .map_err(|bad| AuditError::Damaged(dir.to_owned(), Arc::new(bad)))?;
+        sync_dir(dir).map_err(open)?;
+        let expect = Expect {
+            start,
+            ..Expect::default()
+        };
+        let verified = read(&path, &expect, true).map_err(open)?.map_err(refused)?;
+        let verified = verified.map_err(damaged)?;
         if let Some(torn) = &verified.torn {
             set_aside(&file, dir, torn, verified.head.seq + 1).map_err(open)?;
         }
+        let disk = Self {
+            dir: dir.to_owned(),
+            file,
+            largest,
+            _lock: lock,
+        };
         Ok(Opened {
-            disk: Self { file, _lock: lock },
+            disk,
             head: verified.head,
             torn: verified.torn,
         })
     }
+}
+
+fn options() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600);
+    options
+}
+
+fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+type Read = Result<Result<Verified, BadRecord>, Failure>;
+
+fn read(path: &Path, expect: &Expect, last: bool) -> io::Result<Read> {
+    let mut chain = Chain::new(expect);
+    let reader = io::BufReader::with_capacity(256 * 1024, File::open(path)?);
+    Ok(match chain.file(path, reader, last) {
+        Ok(()) => Ok(chain.end(path)),
+        Err(failure) => Err(failure),
+    })
+}
+
+/// The closed files in the order of their records.
+pub(super) fn closed_files(dir: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let number = name
+            .to_str()
+            .and_then(|name| name.strip_prefix("audit-")?.strip_suffix(".jsonl"));
+        if number.is_some_and(|n| n.len() == 20 && n.bytes().all(|b| b.is_ascii_digit())) {
+            files.push(entry.path());
+        }
+    }
+    // Numbers of one width sort as texts do.
+    files.sort();
+    Ok(files)
 }
 
 /// Keeps the bytes of a torn line beside the log, then cuts them off it.
@@ -132,6 +197,17 @@ impl Disk for FileDisk {
 
     fn length(&self) -> io::Result<u64> {
         self.file.metadata().map(|m| m.len())
+    }
+
+    fn largest(&self) -> u64 {
+        self.largest
+    }
+
+    fn next_file(&mut self, last: u64) -> io::Result<()> {
+        let current = self.dir.join(FILE_NAME);
+        std::fs::rename(&current, self.dir.join(format!("audit-{last:020}.jsonl")))?;
+        self.file = options().open(&current)?;
+        sync_dir(&self.dir)
     }
 }
 
@@ -231,20 +307,16 @@ struct Writer {
     length: u64,
     /// After a failure there may be rubbish beyond `length`.
     dirty: bool,
+    own: OwnRecords,
     counts: Arc<Counts>,
 }
 
 /// Writes the first record and starts the thread.
-#[expect(
-    clippy::too_many_arguments,
-    reason = "one private call that wires the thread up; a struct would only name the same things twice"
-)]
 pub(super) fn start(
     disk: Box<dyn Disk>,
     head: Head,
     started: Entry,
-    stopped: Entry,
-    clock: Clock,
+    own: OwnRecords,
     commands: mpsc::Receiver<Command>,
     overflow: Arc<Mutex<VecDeque<Command>>>,
     counts: Arc<Counts>,
@@ -255,23 +327,19 @@ pub(super) fn start(
         head,
         length,
         dirty: false,
+        own,
         counts,
     };
     writer.append(&[Box::new(started)])?;
+    let run = move || writer.run(commands, &overflow);
     std::thread::Builder::new()
         .name("audit".to_owned())
-        .spawn(move || writer.run(commands, &overflow, stopped, &clock))?;
+        .spawn(run)?;
     Ok(())
 }
 
 impl Writer {
-    fn run(
-        mut self,
-        mut commands: mpsc::Receiver<Command>,
-        overflow: &Mutex<VecDeque<Command>>,
-        mut stopped: Entry,
-        clock: &Clock,
-    ) {
+    fn run(mut self, mut commands: mpsc::Receiver<Command>, overflow: &Mutex<VecDeque<Command>>) {
         let mut close = None;
         while close.is_none() {
             let Some(first) = commands.blocking_recv() else {
@@ -304,15 +372,11 @@ impl Writer {
                 .drain(..),
         );
         let also = self.group(rest);
-        stopped.time = clock.now();
-        stopped.id = crate::ids::ulid(clock);
-        let ended = self
-            .append(&[Box::new(stopped)])
-            .map(drop)
-            .map_err(|error| {
-                report_write_failure(&error);
-                AuditError::Write(Arc::new(error))
-            });
+        let stopped = Box::new(self.own.record(Action("log.stop")));
+        let ended = self.append(&[stopped]).map(drop).map_err(|error| {
+            report_write_failure(&error);
+            AuditError::Write(Arc::new(error))
+        });
         // The lock goes before the caller is told, so that it can open the log again at once.
         drop(self.disk);
         for waiting in [close, also].into_iter().flatten() {
@@ -336,6 +400,7 @@ impl Writer {
         if entries.is_empty() {
             return close;
         }
+        self.next_file_if_full();
         match self.append(&entries) {
             Ok(receipts) => {
                 self.counts
@@ -358,6 +423,21 @@ impl Writer {
             }
         }
         close
+    }
+
+    /// Goes on in the next file when this one is large enough. When that fails it goes on in this one, which is only large.
+    fn next_file_if_full(&mut self) {
+        if self.length < self.disk.largest() {
+            return;
+        }
+        let rotated = Box::new(self.own.record(Action("log.rotate")));
+        let turned = self
+            .append(&[rotated])
+            .and_then(|_| self.disk.next_file(self.head.seq));
+        match turned {
+            Ok(()) => self.length = 0,
+            Err(error) => report_write_failure(&error),
+        }
     }
 
     /// All of the entries are durable, or none of them is in the chain.
