@@ -92,7 +92,7 @@ impl<'a> Certificate<'a> {
         let mut parts = whole.inside();
         let tbs = parts.expect(tag::SEQUENCE, "the signed part is a sequence")?;
         let algorithm = parts.expect(tag::SEQUENCE, "the signature algorithm is a sequence")?;
-        parts.expect(tag::BIT_STRING, "the signature is a bit string")?;
+        whole_bytes(parts.expect(tag::BIT_STRING, "the signature is a bit string")?)?;
         parts.end("something follows the signature")?;
 
         let mut tbs = tbs.inside();
@@ -121,9 +121,11 @@ impl<'a> Certificate<'a> {
             .expect(tag::SEQUENCE, "the subject is a sequence")?
             .value;
         let spki_at = tbs.at();
-        let spki = tbs
-            .expect(tag::SEQUENCE, "the public key is a sequence")?
-            .whole;
+        let spki = tbs.expect(tag::SEQUENCE, "the public key is a sequence")?;
+        let mut key = spki.inside();
+        key.expect(tag::SEQUENCE, "the key's algorithm is a sequence")?;
+        whole_bytes(key.expect(tag::BIT_STRING, "the key is a bit string")?)?;
+        key.end("something follows the key")?;
         let extensions = tbs.expect(
             tag::context_constructed(3),
             "extensions are expected here; SVIDs and their authorities always have some",
@@ -136,7 +138,7 @@ impl<'a> Certificate<'a> {
             subject,
             not_before,
             not_after,
-            spki,
+            spki: spki.whole,
             spki_at,
             san: None,
             key_usage: None,
@@ -229,6 +231,17 @@ fn integer(element: Element<'_>) -> Result<&[u8]> {
             Err(fail(element.at, "an integer has a needless byte"))
         }
         value => Ok(value),
+    }
+}
+
+/// Keys and signatures are bit strings of whole bytes, and of some.
+fn whole_bytes(element: Element<'_>) -> Result<()> {
+    match element.value {
+        [0, _, ..] => Ok(()),
+        _ => Err(fail(
+            element.at,
+            "a key or signature is not made of whole bytes",
+        )),
     }
 }
 
