@@ -45,6 +45,7 @@ pub enum LogFormat {
 #[serde(rename_all = "camelCase", default)]
 pub struct LogOptions {
     /// Level, or a filter such as `info,mesh_proxy=debug`.
+    #[serde(deserialize_with = "a_filter")]
     pub level: String,
     /// `pretty` or `json`.
     pub format: LogFormat,
@@ -74,6 +75,18 @@ impl LogOptions {
             .map_err(|cause| TelemetryError {
                 cause: cause.into(),
             })
+    }
+}
+
+/// Refuses a level that is no filter where it is written.
+fn a_filter<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let level = String::deserialize(deserializer)?;
+    match EnvFilter::builder().parse(&level) {
+        Ok(_) => Ok(level),
+        Err(error) => Err(serde::de::Error::custom(format_args!(
+            "not a log filter: {}",
+            ErrorChain(&error)
+        ))),
     }
 }
 

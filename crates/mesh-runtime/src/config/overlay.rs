@@ -35,10 +35,11 @@ pub(super) fn environment<T: Config>(
 ) -> Vec<Node> {
     let mut trees = Vec::new();
     for (name, path) in T::STANDARD_ENV {
+        // By habit, a standard variable that is empty is not set.
         let Some((_, value)) = variables
             .iter()
             .rev()
-            .find(|(variable, _)| variable == name)
+            .find(|(variable, value)| variable == name && !value.is_empty())
         else {
             continue;
         };

@@ -286,6 +286,17 @@ fn a_bad_value_in_the_environment_names_the_variable() {
 }
 
 #[test]
+fn a_standard_variable_is_checked_and_an_empty_one_is_not_set() {
+    let loaded = load::<Demo>(&Sources::new().variable("RUST_LOG", "")).unwrap();
+    assert_eq!(loaded.value.log.level, "info");
+    let error = errors(&Sources::new().variable("RUST_LOG", "=,=")).to_string();
+    assert!(
+        error.contains("not a log filter") && error.contains("--> environment variable RUST_LOG"),
+        "{error}"
+    );
+}
+
+#[test]
 fn all_mistakes_come_at_once_in_the_order_of_the_lines() {
     let body = "trust_domain: example.org\nlisten:\n  address: nowhere\n  adminSocket: 5\nlifetimes: {x509Svid: 90, x509Authority: ninety}\nenabled: yes\nattestation:\n  node:\n    - k8sPsat: {}\n    - joinTokn: {}\n    - k8sPsat: {cluster: a, x: 1}\nbuffer: 64MB\n";
     let error = errors(&yaml(body));
