@@ -161,9 +161,10 @@ fn path_error(error: webpki::Error, rest: &[CertificateDer<'_>], id: &SpiffeId) 
         E::CertExpired { .. } => VerifyError::IntermediateExpired,
         E::CertNotValidYet { .. } => VerifyError::IntermediateNotYetValid,
         E::UnknownIssuer => VerifyError::UnknownAuthority,
-        E::InvalidSignatureForPublicKey
-        | E::UnsupportedSignatureAlgorithmContext(_)
-        | E::UnsupportedSignatureAlgorithmForPublicKeyContext(_) => VerifyError::Signature(error),
+        E::InvalidSignatureForPublicKey => VerifyError::Signature(error),
+        // webpki's own words would list all that is supported, in bytes
+        E::UnsupportedSignatureAlgorithmContext(_)
+        | E::UnsupportedSignatureAlgorithmForPublicKeyContext(_) => VerifyError::SignatureAlgorithm,
         E::PathLenConstraintViolated => VerifyError::PathLength,
         E::NameConstraintViolation => {
             // The refusal of URI constraints has its own reason; constraints on DNS names or addresses are webpki's to judge.
@@ -275,8 +276,11 @@ pub enum VerifyError {
     #[error("no root of the peer's trust domain leads to its certificate")]
     UnknownAuthority,
     /// An issuer has the right name and a signature does not fit its key.
-    #[error("a signature in the chain is wrong or of an unsupported kind")]
+    #[error("a signature in the chain does not fit the key of its issuer")]
     Signature(#[source] webpki::Error),
+    /// A signature of a kind that is not accepted, SHA-1 among them.
+    #[error("a signature in the chain is of a kind that is not accepted")]
+    SignatureAlgorithm,
     /// An intermediate's time is over.
     #[error("an intermediate certificate has expired")]
     IntermediateExpired,
@@ -320,7 +324,7 @@ impl VerifyError {
             Self::NoBundle(_) => "FNL0334",
             Self::NoRoot(_) => "FNL0335",
             Self::UnknownAuthority => "FNL0336",
-            Self::Signature(_) => "FNL0337",
+            Self::Signature(_) | Self::SignatureAlgorithm => "FNL0337",
             Self::TooManyCertificates(_) | Self::TooDeep(_) | Self::TooHard(_) => "FNL0338",
             Self::PathLength | Self::NameConstraints | Self::Path(_) => "FNL0339",
         }

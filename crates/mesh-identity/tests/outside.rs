@@ -118,6 +118,46 @@ fn the_seeds_hold_inputs_that_are_accepted() {
     BundleSet::from_bundle_map_json(&seeds("bundle_map/map.json")).unwrap();
 }
 
+/// Certificates made by OpenSSL 3.0 in November 2026, valid for 24 years; how each was made stands in its name.
+fn made_by_openssl(name: &str) -> Vec<u8> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/openssl")
+        .join(name);
+    fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+#[test]
+fn rsa_chains_made_by_openssl_are_verified_and_published() {
+    let td: TrustDomain = "td".parse().unwrap();
+    let bundle = Bundle::from_pem(td.clone(), &made_by_openssl("rsa-root.pem")).unwrap();
+    let json = bundle.to_spiffe_json();
+    let document: serde_json::Value = serde_json::from_slice(&json).unwrap();
+    assert_eq!(
+        (&document["keys"][0]["kty"], &document["keys"][0]["e"]),
+        (&"RSA".into(), &"AQAB".into())
+    );
+    assert_eq!(Bundle::from_spiffe_json(td, &json).unwrap(), bundle);
+    let bundles = BundleSet::from_iter([bundle]);
+    let year = std::time::Duration::from_secs(366 * 86_400);
+    for name in ["rsa-leaf.pem", "rsa-pss-leaf.pem"] {
+        let svid = X509Svid::from_pem(&made_by_openssl(name)).unwrap();
+        let proven = verify_x509_svid(svid.chain(), &bundles, now() + year).unwrap();
+        assert_eq!(proven.id.as_str(), "spiffe://td/pay", "{name}");
+        assert_eq!(proven.serial, svid.serial());
+    }
+    let weak = X509Svid::from_pem(&made_by_openssl("rsa-sha1-leaf.pem")).unwrap();
+    let verdict = verify_x509_svid(weak.chain(), &bundles, now() + year);
+    assert_eq!(verdict, Err(VerifyError::SignatureAlgorithm));
+}
+
+#[test]
+fn roots_with_keys_that_we_cannot_verify_with_are_refused_by_name() {
+    for name in ["rsa-1024-root.pem", "p521-root.pem", "explicit-root.pem"] {
+        let refused = Bundle::from_pem("td".parse().unwrap(), &made_by_openssl(name));
+        assert_eq!(refused, Err(BundleError::Key { position: 0 }), "{name}");
+    }
+}
+
 /// Writes the parts of the seeds that cannot be written by hand: `WRITE_SEEDS=1 cargo test -p mesh-identity seeds`.
 #[test]
 fn seeds_of_certificates_can_be_written_again() {
