@@ -377,7 +377,7 @@ pub trait Issued: Send + Sync {
     fn record(&self, certificates: Vec<IssuedRecord>) -> StoreFuture<'_, ()>;
     /// One certificate.
     fn get(&self, serial: &str) -> StoreFuture<'_, Option<IssuedRecord>>;
-    /// How many are remembered. Counts them one by one.
+    /// How many are remembered.
     fn count(&self) -> StoreFuture<'_, u64>;
     /// Forgets certificates that ended before `now`; answers how many.
     fn prune(&self, now: SystemTime) -> StoreFuture<'_, u64>;

@@ -39,6 +39,7 @@ macro_rules! suite {
             the_journal_is_read_as_it_was_written
             a_certificate_is_remembered_before_it_is_handed_out
             a_serial_is_recorded_once_and_a_refused_batch_leaves_nothing
+            pruning_many_certificates_forgets_them_all
             rows_of_every_size_up_to_the_limit_come_back
         );
     };
@@ -901,6 +902,17 @@ pub(super) async fn a_serial_is_recorded_once_and_a_refused_batch_leaves_nothing
         .record(vec![certificate("b", 9)])
         .await
         .expect("stored");
+}
+
+pub(super) async fn pruning_many_certificates_forgets_them_all(stores: Stores) {
+    for ends in [10, 20] {
+        let many = (0..4_500).map(|n| certificate(&format!("{ends}-{n}"), ends));
+        stores.issued.record(many.collect()).await.expect("stored");
+    }
+    assert_eq!(stores.issued.prune(at(15)).await.expect("pruned"), 4_500);
+    assert_eq!(stores.issued.count().await.expect("counted"), 4_500);
+    assert_eq!(stores.issued.get("10-4499").await.expect("read"), None);
+    assert!(stores.issued.get("20-4499").await.expect("read").is_some());
 }
 
 pub(super) async fn rows_of_every_size_up_to_the_limit_come_back(stores: Stores) {

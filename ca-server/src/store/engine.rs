@@ -2,6 +2,7 @@
 //! A group of jobs is worked into one overlay of rows; the engine makes the overlay durable, shows it, and only then
 //! acknowledges. Nothing here knows what a row means, except the revision counter.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -45,6 +46,7 @@ impl Table {
 pub(super) const HEADER: &[u8] = b"header";
 pub(super) const REVISION: &[u8] = b"revision";
 pub(super) const FORGOTTEN: &[u8] = b"forgotten";
+pub(super) const ISSUED: &[u8] = b"issued";
 pub(super) const GROUPS: &[u8] = b"groups";
 
 /// Rows that can be read.
@@ -147,6 +149,8 @@ pub(super) struct Group<'a> {
     overlay: Overlay,
     events: Vec<Event>,
     revision: u64,
+    /// The first read that failed: what jobs concluded from then on means nothing.
+    fault: RefCell<Option<StoreError>>,
 }
 
 impl<'a> Group<'a> {
@@ -156,6 +160,7 @@ impl<'a> Group<'a> {
             overlay: Overlay::new(),
             events: Vec::new(),
             revision,
+            fault: RefCell::new(None),
         }
     }
 
@@ -167,6 +172,7 @@ impl<'a> Group<'a> {
             own: Overlay::new(),
             events: Vec::new(),
             revision: self.revision,
+            fault: &self.fault,
         };
         if job.run(&mut tx) {
             let Tx {
@@ -181,8 +187,11 @@ impl<'a> Group<'a> {
         }
     }
 
-    pub(super) fn finish(self) -> (Overlay, Vec<Event>, u64) {
-        (self.overlay, self.events, self.revision)
+    pub(super) fn finish(self) -> Result<(Overlay, Vec<Event>, u64), StoreError> {
+        match self.fault.into_inner() {
+            Some(fault) => Err(fault),
+            None => Ok((self.overlay, self.events, self.revision)),
+        }
     }
 }
 
@@ -193,13 +202,21 @@ pub(super) struct Tx<'a> {
     own: Overlay,
     events: Vec<Event>,
     revision: u64,
+    fault: &'a RefCell<Option<StoreError>>,
 }
 
 impl Tx<'_> {
+    fn noticed<T>(&self, read: Result<T, StoreError>) -> Result<T, StoreError> {
+        if let Err(error) = &read {
+            self.fault.borrow_mut().get_or_insert_with(|| error.clone());
+        }
+        read
+    }
+
     fn bytes(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
         match self.own.get(key).or_else(|| self.group.get(key)) {
             Some(row) => Ok(row.clone()),
-            None => self.pages.get(key),
+            None => self.noticed(self.pages.get(key)),
         }
     }
 
@@ -248,7 +265,8 @@ impl Tx<'_> {
         mut keep: impl FnMut(&[u8], &[u8]) -> ControlFlow<(), bool>,
     ) -> Result<Vec<Vec<u8>>, StoreError> {
         let mut keys = Vec::new();
-        self.pages
+        let read = self
+            .pages
             .scan(&[table as u8], &mut |key, row| match keep(&key[1..], row) {
                 ControlFlow::Continue(wanted) => {
                     if wanted {
@@ -257,7 +275,8 @@ impl Tx<'_> {
                     ControlFlow::Continue(())
                 }
                 ControlFlow::Break(()) => ControlFlow::Break(()),
-            })?;
+            });
+        self.noticed(read)?;
         Ok(keys)
     }
 

@@ -43,19 +43,22 @@ impl Memory {
         let _one_at_a_time = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let revision = self.view.read().revision;
         let mut group = Group::new(&self.rows, revision);
-        let forgotten = forget_tombstones(&mut group, &self.view);
-        group.add(job.as_mut());
-        let (overlay, events, revision) = group.finish();
-        let mut rows = self.rows.0.lock().unwrap_or_else(PoisonError::into_inner);
-        for (key, row) in overlay {
-            match row {
-                Some(row) => rows.insert(key, row),
-                None => rows.remove(&key),
-            };
-        }
-        drop(rows);
-        self.view.publish(events, revision);
-        job.acknowledge(forgotten);
+        let written = forget_tombstones(&mut group, &self.view).and_then(|()| {
+            group.add(job.as_mut());
+            group.finish()
+        });
+        let done = written.map(|(overlay, events, revision)| {
+            let mut rows = self.rows.0.lock().unwrap_or_else(PoisonError::into_inner);
+            for (key, row) in overlay {
+                match row {
+                    Some(row) => rows.insert(key, row),
+                    None => rows.remove(&key),
+                };
+            }
+            drop(rows);
+            self.view.publish(events, revision);
+        });
+        job.acknowledge(done);
     }
 }
 

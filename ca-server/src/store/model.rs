@@ -10,8 +10,10 @@ use mesh_identity::{Entry, EntryId, SpiffeId, TrustDomain};
 use tokio::sync::watch;
 
 use super::codec::{decode, sha256};
-use super::engine::{Engine, Table, Tx, Work};
-use super::records::{BundleRow, EntryRow, IssuedRow, JournalRow, NodeRow, TokenRow, TombstoneRow};
+use super::engine::{Engine, ISSUED, Table, Tx, Work};
+use super::records::{
+    BundleRow, CounterRow, EntryRow, IssuedRow, JournalRow, NodeRow, TokenRow, TombstoneRow,
+};
 use super::view::{Event, Gone};
 use super::{
     Attested, BundleContent, Bundles, ChangeSet, Changes, CreatedEntry, Entries, Issued,
@@ -562,6 +564,38 @@ fn seconds(time: SystemTime) -> u64 {
         .map_or(0, |since| since.as_secs())
 }
 
+/// How many certificates one transaction forgets: bounds how long others wait behind it.
+const FORGET_AT_ONCE: usize = 2_000;
+
+fn count_issued(tx: &mut Tx<'_>, change: impl FnOnce(u64) -> u64) -> Result<(), StoreError> {
+    let count = tx
+        .get::<CounterRow>(Table::Meta, ISSUED)?
+        .map_or(0, |count| count.0);
+    tx.put(Table::Meta, ISSUED, &CounterRow(change(count)))
+}
+
+/// Forgets some of the certificates that have ended, the oldest first; answers how many.
+fn forget_issued(tx: &mut Tx<'_>, now: SystemTime) -> Result<u64, StoreError> {
+    let mut left = FORGET_AT_ONCE;
+    let ended = tx.durable_keys(Table::IssuedByEnd, |key, _| {
+        let end = key.first_chunk::<8>().map(|end| u64::from_be_bytes(*end));
+        if left == 0 || end.is_some_and(|end| end >= seconds(now)) {
+            return ControlFlow::Break(());
+        }
+        left -= 1;
+        ControlFlow::Continue(true)
+    })?;
+    for key in &ended {
+        tx.remove(Table::IssuedByEnd, key);
+        tx.remove(Table::Issued, key.get(8..).unwrap_or_default());
+    }
+    let forgotten = ended.len() as u64;
+    if forgotten > 0 {
+        count_issued(tx, |count| count.saturating_sub(forgotten))?;
+    }
+    Ok(forgotten)
+}
+
 impl<E: Engine> Issued for Store<E> {
     fn record(&self, certificates: Vec<IssuedRecord>) -> StoreFuture<'_, ()> {
         self.change(move |tx| {
@@ -579,7 +613,7 @@ impl<E: Engine> Issued for Store<E> {
                     &[],
                 );
             }
-            Ok(())
+            count_issued(tx, |count| count + certificates.len() as u64)
         })
     }
 
@@ -595,34 +629,24 @@ impl<E: Engine> Issued for Store<E> {
 
     fn count(&self) -> StoreFuture<'_, u64> {
         async move {
-            let mut count = 0;
-            self.engine
-                .pages()
-                .scan(&[Table::Issued as u8], &mut |_, _| {
-                    count += 1;
-                    ControlFlow::Continue(())
-                })?;
-            Ok(count)
+            let row = self.engine.pages().get(&Table::Meta.key(ISSUED))?;
+            row.map_or(Ok(0), |row| decode::<CounterRow>(&row).map(|count| count.0))
         }
         .boxed()
     }
 
     fn prune(&self, now: SystemTime) -> StoreFuture<'_, u64> {
-        self.removal(move |tx| {
-            let ended = tx.durable_keys(Table::IssuedByEnd, |key, _| {
-                let end = key.first_chunk::<8>().map(|end| u64::from_be_bytes(*end));
-                if end.is_none_or(|end| end < seconds(now)) {
-                    ControlFlow::Continue(true)
-                } else {
-                    ControlFlow::Break(())
+        async move {
+            let mut forgotten = 0;
+            loop {
+                let some = self.removal(move |tx| forget_issued(tx, now)).await?;
+                forgotten += some;
+                if some < FORGET_AT_ONCE as u64 {
+                    return Ok(forgotten);
                 }
-            })?;
-            for key in &ended {
-                tx.remove(Table::IssuedByEnd, key);
-                tx.remove(Table::Issued, key.get(8..).unwrap_or_default());
             }
-            Ok(ended.len() as u64)
-        })
+        }
+        .boxed()
     }
 }
 

@@ -108,7 +108,7 @@ impl Writer {
         for job in jobs {
             group.add(job.as_mut());
         }
-        let (mut overlay, events, revision) = group.finish();
+        let (mut overlay, events, revision) = group.finish().map_err(|error| error.to_string())?;
         if overlay.is_empty() {
             return Ok(());
         }
