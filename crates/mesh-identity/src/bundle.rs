@@ -14,7 +14,7 @@ use crate::{
     CertificateError, PemError, ProfileError, SpiffeId, TrustDomain, TrustDomainError, der, pem,
     profile::{check_authority, check_authority_domain},
     svid::ConcatDer as _,
-    x509::{Certificate, hex},
+    x509::{Certificate, has_ended, hex},
 };
 
 mod json;
@@ -97,7 +97,7 @@ impl X509Authority {
 
     /// Whether that moment lies in its validity. A root outside it verifies nothing (docs/decisions/0101).
     pub fn is_valid_at(&self, now: SystemTime) -> bool {
-        self.root.not_before <= now && now <= self.root.not_after
+        self.root.not_before <= now && !has_ended(self.root.not_after, now)
     }
 
     /// The subject key identifier in lower-case hex; `""` if the certificate has none.

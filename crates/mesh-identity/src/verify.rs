@@ -10,7 +10,7 @@ use webpki::{EndEntityCert, ExtendedKeyUsageValidator, KeyPurposeIdIter, Verifie
 use crate::{
     BundleSet, CertificateError, ProfileError, SpiffeId, TrustDomain, X509Authority,
     profile::{check_intermediate, check_leaf},
-    x509::{Certificate, serial_text},
+    x509::{Certificate, has_ended, serial_text},
 };
 
 /// Most certificates that a peer may show, the leaf among them.
@@ -57,7 +57,7 @@ pub fn verify_x509_svid(
             not_before: leaf.not_before,
         });
     }
-    if now > leaf.not_after {
+    if has_ended(leaf.not_after, now) {
         return Err(VerifyError::Expired {
             id,
             not_after: leaf.not_after,
@@ -137,18 +137,20 @@ fn check_path<'r>(
 ) -> Result<(&'r X509Authority, SystemTime), VerifyError> {
     let mut ends = root.not_after();
     let mut intermediates = 0;
-    let mut counted = 0; // self-issued ones do not count against a path length (RFC 5280 6.1.4)
     for der in path.intermediate_certificates().map(|ca| ca.der()) {
         let ca = Certificate::parse(&der).map_err(VerifyError::UnreadableIntermediate)?;
         check_intermediate(&ca, id.trust_domain()).map_err(VerifyError::Intermediate)?;
         ends = ends.min(ca.not_after);
         intermediates += 1;
-        counted += u32::from(ca.subject != ca.issuer);
     }
     if intermediates > MAX_INTERMEDIATES {
         return Err(VerifyError::TooDeep(intermediates));
     }
-    if root.path_len().is_some_and(|most| counted > most) {
+    // Self-issued ones count too, as webpki counts them below: stricter than RFC 5280 6.1.4.
+    if root
+        .path_len()
+        .is_some_and(|most| usize::try_from(most).is_ok_and(|most| intermediates > most))
+    {
         return Err(VerifyError::PathLength);
     }
     Ok((root, ends))

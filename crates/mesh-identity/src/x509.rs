@@ -31,7 +31,6 @@ type Result<T> = std::result::Result<T, CertificateError>;
 #[derive(Debug)]
 pub(crate) struct Certificate<'a> {
     pub(crate) serial: &'a [u8],
-    pub(crate) issuer: &'a [u8],
     pub(crate) subject: &'a [u8],
     pub(crate) not_before: SystemTime,
     pub(crate) not_after: SystemTime,
@@ -108,7 +107,7 @@ impl<'a> Certificate<'a> {
         if inner.value != algorithm.value {
             return Err(fail(inner.at, "the two signature algorithms differ"));
         }
-        let issuer = tbs.expect(tag::SEQUENCE, "the issuer is a sequence")?.value;
+        tbs.expect(tag::SEQUENCE, "the issuer is a sequence")?;
         let validity = tbs.expect(tag::SEQUENCE, "the validity is a sequence")?;
         let mut times = validity.inside();
         let not_before = time(&mut times)?;
@@ -134,7 +133,6 @@ impl<'a> Certificate<'a> {
 
         let mut certificate = Self {
             serial,
-            issuer,
             subject,
             not_before,
             not_after,
@@ -439,6 +437,12 @@ fn two_digits(text: &[u8]) -> Option<i64> {
         }
         _ => None,
     }
+}
+
+/// Whether a validity is over. X.509 counts in whole seconds, and the last one belongs to it to its end.
+pub(crate) fn has_ended(not_after: SystemTime, now: SystemTime) -> bool {
+    now.duration_since(not_after)
+        .is_ok_and(|since| since >= Duration::from_secs(1))
 }
 
 /// An OID in dots and numbers, for messages.

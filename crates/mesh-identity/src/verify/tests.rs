@@ -479,6 +479,49 @@ fn x509_13_dns_name_constraints_bind_the_dns_names_below() {
 }
 
 #[test]
+fn x509_13_a_wildcard_that_reaches_over_a_dns_constraint_is_refused() {
+    let root = Made::root("td");
+    let wild = Spec {
+        dns_names: vec!["*.example.org".into()],
+        ..Spec::leaf(ID)
+    };
+    let within = Spec {
+        permitted: vec![(2, b"example.org".to_vec())],
+        ..Spec::authority("td", "ca 1")
+    };
+    verify(
+        &root.sign(within.clone()).sign(wild.clone()),
+        &root.bundles("td"),
+    )
+    .unwrap();
+    let but_one = Spec {
+        excluded: vec![(2, b"bar.example.org".to_vec())],
+        ..within
+    };
+    let only_one = Spec {
+        permitted: vec![(2, b"foo.example.org".to_vec())],
+        ..Spec::authority("td", "ca 2")
+    };
+    for spec in [but_one, only_one] {
+        let verdict = verify(&root.sign(spec).sign(wild.clone()), &root.bundles("td"));
+        assert_eq!(verdict, Err(VerifyError::NameConstraints));
+    }
+}
+
+#[test]
+fn x509_24_a_self_issued_authority_counts_against_a_path_length_like_any_other() {
+    let short = Made::root_with(Spec {
+        path_len: Some(0),
+        ..Spec::authority("td", "root")
+    });
+    let renewed = short.sign(Spec::authority("td", "root"));
+    assert_eq!(
+        verify(&renewed.leaf(ID), &short.bundles("td")),
+        Err(VerifyError::PathLength)
+    );
+}
+
+#[test]
 fn x509_13_constraints_that_are_not_evaluated_refuse_the_names_that_they_would_bind() {
     let root = Made::root("td");
     let names = [tlv(0x86, ID.as_bytes()), tlv(0x81, b"a@example.org")].concat();
@@ -536,7 +579,9 @@ fn x509_24_an_expired_leaf_is_refused_and_its_last_second_is_not() {
             not_before: from
         })
     );
-    assert!(at(to + Duration::from_nanos(1)).is_err());
+    // X.509 counts in whole seconds, and the last one belongs to the certificate to its end
+    assert!(at(to + second - Duration::from_nanos(1)).is_ok());
+    assert!(at(from - Duration::from_nanos(1)).is_err());
 }
 
 #[test]
