@@ -127,14 +127,17 @@ fn agrees(jwk: &Jwk, key: &Key) -> bool {
 }
 
 fn json_error(error: serde_json::Error) -> BundleError {
-    let (line, column) = (error.line(), error.column());
     let text = error.to_string();
     let what = text
-        .split(" at line ")
-        .next()
-        .unwrap_or_default()
-        .to_owned();
-    BundleError::Json { line, column, what }
+        .rsplit_once(" at line ")
+        .map_or(text.as_str(), |(what, _)| what);
+    // What was found there is quoted, and it is a stranger's.
+    let what = what.chars().filter(|c| !c.is_control()).take(200).collect();
+    BundleError::Json {
+        line: error.line(),
+        column: error.column(),
+        what,
+    }
 }
 
 #[derive(Serialize)]

@@ -35,15 +35,25 @@ fn keys_used(document: &Value) -> usize {
 // --- publishing
 
 #[test]
-fn x509_30_to_33_a_published_key_has_use_no_kid_and_one_certificate_in_padded_base64() {
-    let root = Made::root("td");
-    let document = published(&root.bundle("td"));
-    let key = &document["keys"][0];
-    assert_eq!(key["use"], "x509-svid"); // X509-30
-    assert!(key.as_object().unwrap().get("kid").is_none()); // X509-31: absent, not empty
-    let x5c = key["x5c"].as_array().unwrap(); // X509-32
-    assert_eq!(x5c.len(), 1); // X509-33
-    assert_eq!(x5c[0], base64(&root.der));
+fn x509_30_a_published_key_has_the_use_x509_svid() {
+    assert_eq!(key(&Made::root("td"))["use"], "x509-svid");
+}
+
+#[test]
+fn x509_31_a_published_key_has_no_kid_at_all() {
+    let key = key(&Made::root("td"));
+    assert!(!key.as_object().unwrap().contains_key("kid")); // absent, not empty
+}
+
+#[test]
+fn x509_32_x509_33_a_published_key_has_one_certificate_in_standard_base64_with_padding() {
+    for _ in 0..4 {
+        let root = Made::root("td"); // lengths differ, and so does the padding
+        let key = key(&root);
+        let x5c = key["x5c"].as_array().unwrap();
+        assert_eq!(x5c.len(), 1);
+        assert_eq!(x5c[0], base64(&root.der));
+    }
 }
 
 #[test]
@@ -227,6 +237,20 @@ fn an_error_in_a_document_names_line_and_column() {
     assert_eq!(
         error.to_string(),
         "the bundle is not a SPIFFE bundle document: line 2, column 11: invalid type: integer `7`, expected a sequence"
+    );
+}
+
+#[test]
+fn an_error_quotes_no_more_than_a_line_of_a_strangers_document() {
+    let long = "x".repeat(100_000);
+    let error = parse(&json!({"keys": long})).unwrap_err();
+    assert!(error.to_string().len() < 400, "{}", error.to_string().len());
+    let error = parse(&json!({"keys": "\u{1b}[2J\n"}))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        !error.contains('\u{1b}') && !error.contains('\n'),
+        "{error}"
     );
 }
 
