@@ -708,6 +708,32 @@ fn a_missing_or_foreign_intermediate_is_noticed() {
 }
 
 #[test]
+fn of_two_roots_with_one_name_each_verifies_what_it_signed() {
+    let (old, new) = (Made::root("td"), Made::root("td"));
+    let roots = [old.authority().with_tainted(true), new.authority()];
+    let bundles = BundleSet::from_iter([Bundle::new("td".parse().unwrap(), roots).unwrap()]);
+    for (root, tainted) in [(&old, true), (&new, false)] {
+        let proven = verify(&root.leaf(ID), &bundles).unwrap();
+        assert_eq!(proven.authority, root.authority().subject_key_id());
+        assert_eq!(proven.authority_tainted, tainted);
+    }
+    // the same key certified anew, with another path length: one that allows the path is found
+    let short = Made::root_with(Spec {
+        path_len: Some(0),
+        ..Spec::authority("td", "root")
+    });
+    let long = short.again(Spec::authority("td", "root"));
+    let made = short.intermediate("td", "ca 1").leaf(ID);
+    for roots in [
+        [short.authority(), long.authority()],
+        [long.authority(), short.authority()],
+    ] {
+        let both = BundleSet::from_iter([Bundle::new("td".parse().unwrap(), roots).unwrap()]);
+        verify(&made, &both).unwrap();
+    }
+}
+
+#[test]
 fn order_of_intermediates_and_strangers_among_them_do_not_matter() {
     let root = Made::root("td");
     let one = root.intermediate("td", "ca 1");
