@@ -1,3 +1,7 @@
+//! A verdict for every combination that matters: deny before allow, nothing without a rule, unknown means no.
+//! Trusts the parser for the policies that it is given as text.
+//! Never reads a clock or a file.
+
 use mesh_identity::SpiffeId;
 use proptest::prelude::*;
 

@@ -1,3 +1,7 @@
+//! What is a canonical path, host or method, and what is refused because two readers could read it differently.
+//! Trusts nothing; strange forms are made by hand and by proptest.
+//! Never accepts by repairing.
+
 use proptest::prelude::*;
 
 use super::*;

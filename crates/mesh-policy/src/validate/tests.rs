@@ -1,3 +1,7 @@
+//! Every mistake in a document is found at once, each at its place, and nothing near a good document passes.
+//! Trusts only that YAML itself is parsed by serde-saphyr.
+//! Never takes half of a document.
+
 use super::*;
 
 const GOOD: &str = r#"
