@@ -138,10 +138,10 @@ impl Failures {
     }
 
     fn failed(&mut self, entry: &Arc<Entry>, now: SystemTime, random: &Random) {
-        let count = self
-            .by_entry
-            .get(&entry.id)
-            .map_or(0, |failure| failure.count);
+        let count = match self.by_entry.get(&entry.id) {
+            Some(failure) if failure.entry.revision == entry.revision => failure.count,
+            _ => 0,
+        };
         let pause = random.around(grown(RETRY, count), 0.25);
         self.by_entry.insert(
             entry.id.clone(),
