@@ -30,7 +30,12 @@ fn main() {
         .build()
         .expect("a runtime");
     runtime.block_on(async {
+        let before = resident();
         let stores = open(folder.path()).await;
+        println!(
+            "resident memory for an empty store: {:.1} MB",
+            resident() - before
+        );
         for clients in [1, 8, 32, 128, 256] {
             changes(&stores, clients).await;
         }
@@ -38,11 +43,17 @@ fn main() {
         let count = stores.entries.list().await.expect("read").len();
         drop(stores);
         let opened = now();
-        drop(open(folder.path()).await);
+        let stores = open(folder.path()).await;
         println!(
-            "opening with {count} entries: {:.0} ms",
-            elapsed(opened).as_secs_f64() * 1e3
+            "opening with {count} entries: {:.0} ms, {:.1} MB on disk, resident {:.1} MB in all",
+            elapsed(opened).as_secs_f64() * 1e3,
+            std::fs::metadata(folder.path().join("store/db"))
+                .expect("there")
+                .len() as f64
+                / 1e6,
+            resident()
         );
+        drop(stores);
     });
     signatures(folder.path(), &runtime);
 }
@@ -91,6 +102,20 @@ fn cpu_time() -> Duration {
         )
     };
     seconds(usage.user_time()) + seconds(usage.system_time())
+}
+
+/// Resident memory of this process, in MB.
+fn resident() -> f64 {
+    let status = std::fs::read_to_string("/proc/self/status").expect("Linux");
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .expect("told");
+    line.trim()
+        .trim_end_matches(" kB")
+        .parse::<f64>()
+        .expect("a number")
+        / 1e3
 }
 
 /// The limit: one page written in place and synced, nothing else.

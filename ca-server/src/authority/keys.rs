@@ -141,7 +141,9 @@ impl SealingKey {
         };
         let mut nonce = [0; NONCE_LEN];
         SystemRandom::new().fill(&mut nonce).map_err(failed)?;
-        let mut ciphertext = key.to_vec();
+        // Room for the tag from the start: growing would leave the key behind in freed memory.
+        let mut ciphertext = Vec::with_capacity(key.len() + AES_256_GCM.tag_len());
+        ciphertext.extend_from_slice(key);
         let unique = Nonce::assume_unique_for_key(nonce);
         self.0
             .seal_in_place_append_tag(unique, Aad::from(context), &mut ciphertext)
