@@ -6,6 +6,7 @@ use serde_json::Value as Json;
 use super::problem::Place;
 use super::tree::{self, Ids, Node, Value};
 use super::{API_VERSION, Config, schema};
+use crate::errors::untrusted;
 
 /// The widest comment line.
 const WIDTH: usize = 110;
@@ -178,7 +179,7 @@ impl Writer<'_> {
 
     fn origin_of(&self, path: &str) -> String {
         (self.origin)(path)
-            .map(|origin| format!("  # {origin}"))
+            .map(|origin| format!("  # {}", untrusted(&origin)))
             .unwrap_or_default()
     }
 
@@ -227,6 +228,17 @@ fn scalar(text: &str) -> String {
     if word {
         return text.to_owned();
     }
-    // A JSON string is a YAML double-quoted scalar.
-    Json::from(text).to_string()
+    // A JSON string is a YAML double-quoted scalar, but for characters that YAML does not take as they are; those that
+    // change how the line is read go the same way.
+    let json = Json::from(text).to_string();
+    let mut quoted = String::with_capacity(json.len());
+    for c in json.chars() {
+        let plain = c == '\\' || untrusted(c.encode_utf8(&mut [0; 4])).chars().eq([c]);
+        if plain && !matches!(u32::from(c), 0xfffe | 0xffff) {
+            quoted.push(c);
+        } else {
+            quoted.push_str(&format!("\\U{:08x}", u32::from(c)));
+        }
+    }
+    quoted
 }

@@ -378,6 +378,26 @@ proptest::proptest! {
     }
 
     #[test]
+    fn whatever_is_in_force_is_shown_so_that_it_loads_back(
+        name in "\\PC{0,20}|[a-z&*!:{}\\[\\],\n \t|>'\"#%@~.0-9-]{0,20}|(yes|no|null|~|0x1f|1e3|<<|- a)",
+        labels in proptest::collection::btree_map("\\PC{0,8}|[ \n\t:#-]{0,4}|(null|~|<<|yes|5)", "(?s).{0,12}", 0..4),
+        clusters in proptest::collection::vec("(?s).{0,12}", 0..3),
+        ms in 0..u64::MAX,
+    ) {
+        let node = |cluster: String| Node::K8sPsat { audience: Some(cluster.clone()), cluster };
+        let demo = Demo {
+            trust_domain: name,
+            labels,
+            attestation: Attestation { node: clusters.into_iter().map(node).collect() },
+            lifetimes: Lifetimes { x509_authority: HumanDuration::from_millis(u64::MAX), x509_svid: HumanDuration::from_millis(ms) },
+            ..Demo::default()
+        };
+        let shown = emit::effective::<Demo>(&demo, &|path| Some(format!("from {path:?}")));
+        let again = load::<Demo>(&Sources::new().text("shown.yaml", &shown)).unwrap_or_else(|e| panic!("{shown}\n{e}"));
+        assert_eq!(serde_json::to_value(&again.value).unwrap(), serde_json::to_value(&demo).unwrap(), "{shown}");
+    }
+
+    #[test]
     fn any_text_is_read_or_refused_with_a_place(text in ".{0,200}") {
         if let Err(error) = load::<Demo>(&yaml(&text)) {
             assert!(error.problems().iter().all(|p| p.code().starts_with("FNL01")), "{error}");

@@ -287,7 +287,8 @@ struct Builder<'a> {
 
 enum Open {
     Seq(Place, Vec<Node>),
-    Map(Place, Vec<(Key, Node)>, Option<Key>),
+    /// With the key that waits for its value, and whether it is a merge key.
+    Map(Place, Vec<(Key, Node)>, Option<(Key, bool)>),
     /// A collection where a key should be: taken in so that the rest can still be read.
     Dropped,
 }
@@ -392,34 +393,29 @@ impl Builder<'_> {
             None => self.root = Some(node),
             Some(Open::Seq(_, items)) => items.push(node),
             Some(Open::Map(_, entries, waiting @ None)) => {
-                let text = match node.value {
-                    Value::Scalar(text, _) => text,
-                    _ => {
-                        self.problems
-                            .push(Problem::new(Kind::Syntax, "an empty key", at));
-                        return false;
-                    }
+                let Value::Scalar(text, plain) = node.value else {
+                    self.problems
+                        .push(Problem::new(Kind::Syntax, "an empty key", at));
+                    return false;
                 };
                 if let Some((first, _)) = entries.iter().find(|(key, _)| key.text == text) {
-                    let mut problem = Problem::new(
-                        Kind::Duplicate,
-                        format!("duplicate key `{text}`"),
-                        at.clone(),
-                    );
+                    let message = format!("duplicate key `{text}`");
+                    let mut problem = Problem::new(Kind::Duplicate, message, at.clone());
                     problem.also(first.at.clone());
                     self.problems.push(problem);
                 }
-                if text == "<<" {
+                let merge = plain && text == "<<";
+                if merge {
                     let problem = Problem::new(Kind::Alias, "a merge key", at.clone());
                     self.problems.push(problem.hint("write the fields out"));
                 }
-                *waiting = Some(Key { text, at });
+                *waiting = Some((Key { text, at }, merge));
             }
             Some(Open::Map(_, entries, waiting)) => {
-                if let Some(key) = waiting.take() {
+                if let Some((key, merge)) = waiting.take() {
                     node.label = Some(key.at.clone());
                     // The first one stays; the second has been reported.
-                    if key.text != "<<" && !entries.iter().any(|(k, _)| k.text == key.text) {
+                    if !merge && !entries.iter().any(|(k, _)| k.text == key.text) {
                         entries.push((key, node));
                     }
                 }
