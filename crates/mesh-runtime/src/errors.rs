@@ -170,9 +170,7 @@ pub fn untrusted_within(text: &str, limit: usize) -> String {
         }
         match c {
             '\\' => safe.push_str("\\\\"),
-            c if c.is_control() || changes_how_text_is_read(c) => {
-                safe.push_str(&format!("\\u{{{:x}}}", u32::from(c)))
-            }
+            c if is_deceptive(c) => safe.push_str(&format!("\\u{{{:x}}}", u32::from(c))),
             c => safe.push(c),
         }
     }
@@ -186,10 +184,12 @@ pub fn untrusted_bytes(bytes: &[u8]) -> String {
     untrusted(&String::from_utf8_lossy(&bytes[..end]))
 }
 
-fn changes_how_text_is_read(c: char) -> bool {
-    matches!(c,
-        '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
-        | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
+/// Whether a character does not show, breaks the line, or changes how the text around it is read.
+pub(crate) fn is_deceptive(c: char) -> bool {
+    c.is_control()
+        || matches!(c,
+            '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@
 //! ```
 
 use std::borrow::Cow;
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::io::IsTerminal;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -27,7 +27,7 @@ use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::fmt::format::debug_fn;
 use zeroize::Zeroize;
 
-use crate::errors::{Coded, ErrorChain, untrusted};
+use crate::errors::{Coded, ErrorChain, is_deceptive, untrusted};
 
 /// The form of the log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -185,10 +185,11 @@ impl fmt::Display for OneLine<'_> {
             if count == LONGEST_FIELD {
                 return f.write_str("…");
             }
-            // `untrusted` doubles backslashes, which `{:?}` has done already where it matters.
-            match c {
-                '\\' => f.write_str("\\")?,
-                c => f.write_str(&untrusted(c.encode_utf8(&mut [0; 4])))?,
+            // Backslashes stay: `{:?}` has doubled them where it matters.
+            if is_deceptive(c) {
+                write!(f, "\\u{{{:x}}}", u32::from(c))?;
+            } else {
+                f.write_char(c)?;
             }
         }
         Ok(())

@@ -6,7 +6,7 @@ use serde_json::Value as Json;
 use super::problem::Place;
 use super::tree::{self, Ids, Node, Value};
 use super::{API_VERSION, Config, schema};
-use crate::errors::untrusted;
+use crate::errors::{is_deceptive, untrusted};
 
 /// The widest comment line.
 const WIDTH: usize = 110;
@@ -233,8 +233,7 @@ fn scalar(text: &str) -> String {
     let json = Json::from(text).to_string();
     let mut quoted = String::with_capacity(json.len());
     for c in json.chars() {
-        let plain = c == '\\' || untrusted(c.encode_utf8(&mut [0; 4])).chars().eq([c]);
-        if plain && !matches!(u32::from(c), 0xfffe | 0xffff) {
+        if !is_deceptive(c) && !matches!(u32::from(c), 0xfffe | 0xffff) {
             quoted.push(c);
         } else {
             quoted.push_str(&format!("\\U{:08x}", u32::from(c)));

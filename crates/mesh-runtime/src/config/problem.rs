@@ -4,7 +4,7 @@
 use std::fmt;
 use std::path::Path;
 
-use crate::errors::{Coded, untrusted_within};
+use crate::errors::{Coded, is_deceptive, untrusted_within};
 
 /// The widest part of a line that is shown.
 const WIDEST: usize = 120;
@@ -268,11 +268,7 @@ fn window(line: &str, at: usize) -> (String, usize) {
     };
     let visible = |c: char| match c {
         '\t' => '→',
-        c if c.is_control()
-            || untrusted_within(&c.to_string(), 1).len() > c.len_utf8() && c != '\\' =>
-        {
-            '\u{fffd}'
-        }
+        c if is_deceptive(c) => '\u{fffd}',
         c => c,
     };
     let shown = line.chars().skip(from).take(WIDEST).map(visible).collect();
