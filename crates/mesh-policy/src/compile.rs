@@ -41,7 +41,7 @@ struct Inner {
 pub(crate) struct CompiledRule {
     pub(crate) policy: Arc<str>,
     pub(crate) action: Action,
-    pub(crate) name: Box<str>,
+    pub(crate) name: Arc<str>,
     pub(crate) from: Vec<Source>,
     pub(crate) to: Vec<Operation>,
 }

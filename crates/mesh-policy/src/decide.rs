@@ -3,6 +3,7 @@
 //! Never allows because something is missing: an absent fact satisfies no ALLOW and excuses from no DENY.
 
 use std::fmt;
+use std::sync::Arc;
 
 use crate::compile::{CompiledPolicy, CompiledRule};
 use crate::facts::{Facts, HttpFacts};
@@ -16,9 +17,9 @@ pub struct Verdict<'p> {
     /// Why.
     pub reason: Reason,
     /// The policy that matched, if one did.
-    pub policy: Option<&'p str>,
+    pub policy: Option<&'p Arc<str>>,
     /// The rule of that policy.
-    pub rule: Option<&'p str>,
+    pub rule: Option<&'p Arc<str>>,
 }
 
 impl Verdict<'_> {

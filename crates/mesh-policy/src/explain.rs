@@ -71,7 +71,7 @@ impl<'p> Explanation<'p> {
             policy,
             rule,
         } = self.verdict;
-        let (policy, rule) = (policy.unwrap_or_default(), rule.unwrap_or_default());
+        let (policy, rule) = (policy.map_or("", |p| p), rule.map_or("", |r| r));
         match (effect, reason) {
             (Effect::Allow, _) => format!("allowed by policy {policy} rule {rule}"),
             (_, Reason::DenyRule) => format!("denied by policy {policy} rule {rule}"),

@@ -1,0 +1,91 @@
+//! When an open connection has to end although both sides would go on: its policy, its peer's trust or its time is over.
+//! Trusts the peer's certificate as it was at the handshake, and asks again whenever policy or bundles change.
+//! Never lets a connection outlive the certificates that it was made with.
+
+use std::time::{Duration, SystemTime};
+
+use mesh_runtime::clock::Clock;
+use mesh_tls::{IdentityCell, Peer};
+
+/// Why a connection was ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Cut {
+    /// The policy in force does not allow it any more.
+    #[error("the policy in force no longer allows it")]
+    Policy,
+    /// No bundle in use leads to the peer's certificate any more.
+    #[error("the peer's trust was withdrawn")]
+    Trust,
+    /// The peer's certificate or ours has ended.
+    #[error("a certificate of this connection has expired")]
+    Expired,
+    /// Nothing happened for too long.
+    #[error("nothing happened for too long")]
+    Idle,
+    /// The program ends.
+    #[error("the proxy ends")]
+    Drain,
+}
+
+impl Cut {
+    /// The stable code.
+    pub(crate) fn code(self) -> &'static str {
+        match self {
+            Self::Policy => "FNL3031",
+            Self::Trust => "FNL3032",
+            Self::Expired => "FNL3033",
+            Self::Idle => "FNL3034",
+            Self::Drain => "FNL3035",
+        }
+    }
+}
+
+/// The two moments at which a connection's time is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Life {
+    /// From here on nothing new begins on it.
+    pub(crate) retire: SystemTime,
+    /// Here it is closed.
+    pub(crate) end: SystemTime,
+}
+
+impl Life {
+    /// Of a connection that was made now. `early` is the part of its life by which it retires before the end:
+    /// the side that sends requests takes a larger one, so that it goes before the other has to send it away.
+    pub(crate) fn new(now: SystemTime, peer: SystemTime, own: SystemTime, early: f64) -> Self {
+        const LONGEST: Duration = Duration::from_secs(60);
+        let end = peer.min(own);
+        let left = end.duration_since(now).unwrap_or_default();
+        let early = left.mul_f64(early).min(LONGEST);
+        Self { retire: end.checked_sub(early).unwrap_or(end), end }
+    }
+}
+
+/// Ends when the peer's certificate no longer leads to a root that we hold.
+pub(crate) async fn trust_withdrawn(cell: &IdentityCell, peer: &Peer, clock: &Clock) {
+    let mut changes = cell.subscribe();
+    let mut seen = std::sync::Arc::clone(&changes.borrow_and_update());
+    loop {
+        if changes.changed().await.is_err() {
+            return std::future::pending().await; // the cell is gone, and the program with it
+        }
+        let newest = std::sync::Arc::clone(&changes.borrow_and_update());
+        // The usual rotation brings the same roots with a new leaf, and nothing has to be verified again.
+        let unchanged = same_roots(&seen, &newest, peer);
+        seen = newest;
+        if !unchanged && peer.verify_again(seen.bundles(), clock.now()).is_err() && clock.now() < peer.not_after {
+            return;
+        }
+    }
+}
+
+fn same_roots(before: &mesh_tls::TlsIdentity, after: &mesh_tls::TlsIdentity, peer: &Peer) -> bool {
+    let domain = peer.id.trust_domain();
+    match (before.bundles().get(domain), after.bundles().get(domain)) {
+        (Some(a), Some(b)) => {
+            let roots = |bundle: &mesh_identity::Bundle| bundle.x509_authorities().iter().map(|root| root.der().to_vec()).collect::<Vec<_>>();
+            std::sync::Arc::ptr_eq(a, b) || roots(a) == roots(b)
+        }
+        _ => false,
+    }
+}

@@ -1,0 +1,171 @@
+//! Policy from a local file: looked at five times a second, taken whole or not at all.
+//! Trusts nothing in the file; a file that is still being written is left until it is quiet.
+//! Never drops the policy in force because a newer one is bad or the file is gone.
+
+use std::convert::Infallible;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use mesh_policy::{CompiledPolicy, Door, PolicyErrors, PolicySet, Protocol};
+use mesh_runtime::clock::Clock;
+use mesh_runtime::errors::{Coded, ErrorChain};
+use mesh_runtime::readiness::Part;
+use mesh_runtime::tasks::Stop;
+
+use crate::metrics::ProxyMetrics;
+use crate::policy::Policies;
+use crate::record::Recorder;
+
+/// How often the file is looked at. A change is in force after two looks at most.
+const LOOK: Duration = Duration::from_millis(100);
+/// More than any policy file may have, see FNL0509.
+const LARGEST: u64 = 16 * 1024 * 1024;
+
+/// Why a policy file was not put in force.
+#[derive(Debug, thiserror::Error)]
+pub enum FeedError {
+    /// The file cannot be read.
+    #[error("the policy file {path} cannot be read")]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        cause: io::Error,
+    },
+    /// The file was read and refused.
+    #[error("the policy file {path} is refused")]
+    Refused {
+        /// The file.
+        path: PathBuf,
+        /// The text that was refused, to show the lines.
+        text: String,
+        /// Every problem.
+        #[source]
+        cause: PolicyErrors,
+    },
+}
+
+impl Coded for FeedError {
+    fn code(&self) -> &'static str {
+        match self {
+            Self::Unreadable { .. } => "FNL3050",
+            Self::Refused { .. } => "FNL3051",
+        }
+    }
+}
+
+/// Reads a policy file once, for `validate` and for the loop below.
+///
+/// # Errors
+/// When the file cannot be read, or with every problem that is in it.
+pub fn read(path: &Path) -> Result<(PolicySet, String), FeedError> {
+    let unreadable = |cause| FeedError::Unreadable { path: path.to_owned(), cause };
+    let mut text = String::new();
+    std::fs::File::open(path).map_err(unreadable)?.take(LARGEST).read_to_string(&mut text).map_err(unreadable)?;
+    match PolicySet::from_yaml(&text) {
+        Ok(set) => Ok((set, text)),
+        Err(cause) => Err(FeedError::Refused { path: path.to_owned(), text, cause }),
+    }
+}
+
+/// What a file looks like from outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Look {
+    modified: Option<SystemTime>,
+    length: u64,
+    inode: u64,
+}
+
+impl Look {
+    fn at(path: &Path) -> Option<Self> {
+        use std::os::unix::fs::MetadataExt as _;
+        let meta = std::fs::metadata(path).ok()?;
+        Some(Self { modified: meta.modified().ok(), length: meta.len(), inode: meta.ino() })
+    }
+}
+
+pub(crate) struct Feed {
+    pub(crate) path: PathBuf,
+    pub(crate) protocol: Protocol,
+    pub(crate) policies: Policies,
+    pub(crate) metrics: ProxyMetrics,
+    pub(crate) recorder: Recorder,
+    pub(crate) clock: Clock,
+}
+
+impl Feed {
+    /// Watches the file until stopped.
+    pub(crate) async fn run(self, ready: Part, stop: Stop) -> Result<(), Infallible> {
+        let mut ready = Some(ready);
+        // What was last read, good or bad; what was last seen.
+        let (mut read, mut seen): (Option<Option<Look>>, Option<Look>) = (None, Look::at(&self.path));
+        loop {
+            let now = Look::at(&self.path);
+            // Quiet since the last look, and not what was read: a writer that is not done is left alone.
+            if now == seen && read != Some(now) {
+                read = Some(now);
+                if self.take() {
+                    if let Some(part) = ready.take() {
+                        part.done();
+                    }
+                } else if let Some(part) = &ready {
+                    part.waiting_for("no policy could be read; everything is denied");
+                }
+            }
+            seen = now;
+            if stop.unless_stopped(self.clock.sleep(LOOK)).await.is_none() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Reads and puts in force; whether that was possible.
+    fn take(&self) -> bool {
+        match read(&self.path) {
+            Ok((set, text)) => {
+                self.publish(&set, &text);
+                true
+            }
+            Err(error) => {
+                let in_force = self.policies.current();
+                let kept = if in_force.policy.is_ready() { "the last good policy stays in force" } else { "everything is denied" };
+                tracing::error!(code = error.code(), error = %ErrorChain(&error), revision = %in_force.revision, "{kept}");
+                if let FeedError::Refused { path, text, cause } = &error {
+                    tracing::error!("\n{}", cause.render(&path.display().to_string(), text));
+                }
+                self.metrics.policy_rejected();
+                self.recorder.policy_refused(&self.path, &in_force.revision, error.code(), &ErrorChain(&error).to_string());
+                false
+            }
+        }
+    }
+
+    fn publish(&self, set: &PolicySet, text: &str) {
+        let policy = CompiledPolicy::new(set, Door { protocol: self.protocol });
+        let revision = revision_of(text);
+        let before = Arc::clone(&self.policies.current().revision);
+        if before == revision {
+            tracing::debug!(%revision, "the policy file was written again with the same content");
+            return;
+        }
+        for rule in policy.unenforceable() {
+            tracing::warn!(code = mesh_policy::Unenforceable::CODE, "{rule}");
+        }
+        let rules = policy.len();
+        self.metrics.policy_applied(self.clock.now(), policy.unenforceable().len());
+        let generation = self.policies.publish(policy, Arc::clone(&revision));
+        self.recorder.policy_applied(&self.path, &before, &revision);
+        tracing::info!(generation, %revision, policies = set.policies().len(), rules, "policy in force");
+    }
+}
+
+/// A name for the content of a policy file. It tells revisions apart; it proves nothing.
+fn revision_of(text: &str) -> Arc<str> {
+    let mut hasher = DefaultHasher::new();
+    text.hash(&mut hasher);
+    format!("{:016x}", hasher.finish()).into()
+}

@@ -1,0 +1,211 @@
+//! Bodies on their way through, unread: frames are passed on, counted, and ended when the policy no longer allows them.
+//! Trusts hyper for the framing.
+//! Never holds a body in memory, never passes on a trailer that claims an identity or frames a message.
+
+use std::error::Error;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http::header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+
+use super::exchange::{Exchange, PolicyWatch};
+use super::headers;
+use super::pool::Lease;
+
+/// Why a body ended early.
+pub(crate) type BodyError = Box<dyn Error + Send + Sync>;
+
+/// The body of an answer to the caller.
+#[derive(Debug)]
+pub(crate) struct ProxyBody {
+    source: Source,
+}
+
+#[derive(Debug)]
+enum Source {
+    Full(Option<Bytes>),
+    Upstream(Box<Upstream>),
+}
+
+#[derive(Debug)]
+struct Upstream {
+    incoming: Incoming,
+    /// The connection, to be given back when the body has ended.
+    lease: Option<Lease>,
+    /// The record, to be finished when the body has ended.
+    exchange: Option<Exchange>,
+    watch: Option<PolicyWatch>,
+}
+
+impl ProxyBody {
+    pub(crate) fn empty() -> Self {
+        Self { source: Source::Full(None) }
+    }
+
+    pub(crate) fn full(bytes: Bytes) -> Self {
+        Self { source: Source::Full(Some(bytes)) }
+    }
+
+    /// A body that comes from upstream. `bodiless`: no body follows whatever the headers say (HEAD, 204, 304).
+    pub(crate) fn upstream(incoming: Incoming, lease: Lease, exchange: Exchange, watch: Option<PolicyWatch>, bodiless: bool) -> Self {
+        let mut upstream = Upstream { incoming, lease: Some(lease), exchange: Some(exchange), watch };
+        if bodiless || upstream.incoming.is_end_stream() {
+            upstream.end();
+        }
+        Self { source: Source::Upstream(Box::new(upstream)) }
+    }
+}
+
+impl Upstream {
+    fn end(&mut self) {
+        self.watch = None;
+        if let Some(lease) = self.lease.take() {
+            lease.give_back();
+        }
+        if let Some(exchange) = self.exchange.take() {
+            exchange.finish();
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Some(watch) = &mut self.watch
+            && watch.denies_now()
+        {
+            return Poll::Ready(Some(Err(self.cut())));
+        }
+        match Pin::new(&mut self.incoming).poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => Poll::Ready(Some(Ok(self.pass(frame)))),
+            Poll::Ready(Some(Err(error))) => {
+                if let Some(exchange) = &mut self.exchange {
+                    exchange.broken(&error);
+                }
+                Poll::Ready(Some(Err(error.into())))
+            }
+            Poll::Ready(None) => {
+                self.end();
+                Poll::Ready(None)
+            }
+            Poll::Pending => match &mut self.watch {
+                Some(watch) if watch.poll_denied(cx).is_ready() => Poll::Ready(Some(Err(self.cut()))),
+                _ => Poll::Pending,
+            },
+        }
+    }
+
+    fn pass(&mut self, frame: Frame<Bytes>) -> Frame<Bytes> {
+        let frame = match frame.into_trailers() {
+            Ok(mut trailers) => {
+                scrub_trailers(&mut trailers);
+                if let Some(exchange) = &mut self.exchange {
+                    exchange.trailers(&trailers);
+                }
+                Frame::trailers(trailers)
+            }
+            Err(frame) => {
+                if let (Some(data), Some(exchange)) = (frame.data_ref(), &mut self.exchange) {
+                    exchange.sent(data.len());
+                }
+                frame
+            }
+        };
+        if self.incoming.is_end_stream() {
+            self.end();
+        }
+        frame
+    }
+
+    fn cut(&mut self) -> BodyError {
+        self.watch = None;
+        let cut = crate::connections::Cut::Policy;
+        if let Some(exchange) = self.exchange.take() {
+            exchange.cut(cut);
+        }
+        cut.into()
+    }
+}
+
+impl Body for ProxyBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match &mut self.source {
+            Source::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Source::Upstream(upstream) => upstream.poll(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.source {
+            Source::Full(bytes) => bytes.is_none(),
+            Source::Upstream(upstream) => upstream.incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.source {
+            Source::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64),
+            Source::Upstream(upstream) => upstream.incoming.size_hint(),
+        }
+    }
+}
+
+/// The body of a request on its way upstream.
+#[derive(Debug)]
+pub(crate) struct RequestBody {
+    incoming: Incoming,
+    received: Option<Arc<AtomicU64>>,
+}
+
+impl RequestBody {
+    /// Passes a body on; the second value counts its bytes, if it can have any.
+    pub(crate) fn new(incoming: Incoming) -> (Self, Option<Arc<AtomicU64>>) {
+        let received = (!incoming.is_end_stream()).then(|| Arc::new(AtomicU64::new(0)));
+        (Self { incoming, received: received.clone() }, received)
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let frame = match Pin::new(&mut self.incoming).poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => frame,
+            other => return other,
+        };
+        Poll::Ready(Some(Ok(match frame.into_trailers() {
+            Ok(mut trailers) => {
+                scrub_trailers(&mut trailers);
+                Frame::trailers(trailers)
+            }
+            Err(frame) => {
+                if let (Some(data), Some(received)) = (frame.data_ref(), &self.received) {
+                    received.fetch_add(data.len() as u64, Ordering::Relaxed);
+                }
+                frame
+            }
+        })))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming.size_hint()
+    }
+}
+
+fn scrub_trailers(trailers: &mut HeaderMap) {
+    headers::strip_claims(trailers);
+    for name in [CONTENT_LENGTH, TRANSFER_ENCODING, HOST] {
+        trailers.remove(name);
+    }
+}

@@ -1,0 +1,436 @@
+//! One request and its answer, as it is remembered: exactly one access-log line and one count, whatever happens.
+//! Trusts the decision that it is given.
+//! Never says that it went well unless somebody said so: dropped unfinished, it says "aborted".
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::SystemTime;
+
+use http::header::CONTENT_TYPE;
+use http::uri::{Authority, PathAndQuery};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
+use mesh_identity::SpiffeId;
+use mesh_policy::CanonicalHost;
+use mesh_runtime::clock::Clock;
+use tokio::time::Instant;
+
+use crate::connections::Cut;
+use crate::decide::{self, Decided, DecisionId, Permit, RequestFacts, reason_label};
+use crate::metrics::{ProxyMetrics, RequestCounters, RequestLabels};
+use crate::policy::Policies;
+use crate::record::{Judged, Line, Recorder};
+
+/// What all requests of one connection have in common.
+#[derive(Debug)]
+pub(crate) struct Side {
+    /// `inbound` or `outbound`.
+    pub(crate) direction: &'static str,
+    pub(crate) door: Arc<str>,
+    pub(crate) source: Arc<str>,
+    pub(crate) destination: Arc<str>,
+    pub(crate) source_label: Arc<str>,
+    pub(crate) destination_label: Arc<str>,
+    pub(crate) peer: SocketAddr,
+    /// The peer's certificate and what was negotiated, on the side of the connection where there is TLS.
+    pub(crate) tls: Option<TlsFacts>,
+    pub(crate) recorder: Recorder,
+    pub(crate) metrics: ProxyMetrics,
+    pub(crate) clock: Clock,
+    host: Mutex<Option<Host>>,
+    counters: Mutex<Vec<Counted>>,
+    /// The minute in which a request of this connection was last reported as allowed.
+    reported: AtomicU64,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct TlsFacts {
+    pub(crate) serial: Arc<str>,
+    pub(crate) cipher: &'static str,
+    pub(crate) group: &'static str,
+}
+
+#[derive(Debug)]
+struct Counted {
+    protocol: &'static str,
+    status: u16,
+    flag: &'static str,
+    counters: RequestCounters,
+}
+
+/// A host in every form that is needed, made once per connection and host.
+#[derive(Debug, Clone)]
+pub(crate) struct Host {
+    raw: Box<[u8]>,
+    pub(crate) name: Arc<str>,
+    pub(crate) authority: Authority,
+    pub(crate) header: HeaderValue,
+}
+
+impl Side {
+    #[expect(clippy::too_many_arguments, reason = "one call per direction; a builder would say the same twice")]
+    pub(crate) fn new(
+        direction: &'static str,
+        door: Arc<str>,
+        source: Arc<str>,
+        destination: Arc<str>,
+        peer: SocketAddr,
+        tls: Option<TlsFacts>,
+        recorder: Recorder,
+        metrics: ProxyMetrics,
+        clock: Clock,
+    ) -> Self {
+        let (source_label, destination_label) = (metrics.peer_label(&source), metrics.peer_label(&destination));
+        Self {
+            direction,
+            door,
+            source,
+            destination,
+            source_label,
+            destination_label,
+            peer,
+            tls,
+            recorder,
+            metrics,
+            clock,
+            host: Mutex::new(None),
+            counters: Mutex::new(Vec::new()),
+            reported: AtomicU64::new(0),
+        }
+    }
+
+    /// The canonical host; a connection that always names the same one pays for it once.
+    pub(crate) fn host(&self, raw: &[u8]) -> Result<Host, mesh_policy::HostRefusal> {
+        let mut known = self.host.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(host) = &*known
+            && *host.raw == *raw
+        {
+            return Ok(host.clone());
+        }
+        let text = std::str::from_utf8(raw).map_err(|_| mesh_policy::HostRefusal::Character)?;
+        let canonical = CanonicalHost::parse(text)?;
+        let shown = canonical.to_string();
+        let authority = Authority::try_from(shown.as_str()).map_err(|_| mesh_policy::HostRefusal::Character)?;
+        let header = HeaderValue::from_str(&shown).map_err(|_| mesh_policy::HostRefusal::Character)?;
+        let host = Host { raw: raw.into(), name: canonical.name().into(), authority, header };
+        *known = Some(host.clone());
+        Ok(host)
+    }
+
+    fn counters(&self, protocol: &'static str, status: u16, flag: &'static str) -> RequestCounters {
+        let mut all = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = all.iter().find(|c| c.status == status && c.flag == flag && c.protocol == protocol) {
+            return known.counters.clone();
+        }
+        let counters = self.metrics.request_counters(&RequestLabels {
+            reporter: if self.direction == "inbound" { "destination" } else { "source" },
+            source_principal: Arc::clone(&self.source_label),
+            destination_principal: Arc::clone(&self.destination_label),
+            request_protocol: protocol,
+            response_code: status,
+            response_flags: flag,
+            connection_security_policy: "mutual_tls",
+        });
+        if all.len() < 32 {
+            all.push(Counted { protocol, status, flag, counters: counters.clone() });
+        }
+        counters
+    }
+}
+
+/// One request and its answer.
+pub(crate) struct Exchange {
+    side: Arc<Side>,
+    pub(crate) id: DecisionId,
+    began: Instant,
+    time: SystemTime,
+    method: Method,
+    path: PathAndQuery,
+    host: Option<Arc<str>>,
+    version: Version,
+    grpc: bool,
+    decided: Option<Decided>,
+    denied: bool,
+    status: u16,
+    grpc_status: Option<u16>,
+    code: Option<&'static str>,
+    flag: &'static str,
+    why: Option<String>,
+    sent: u64,
+    received: Option<Arc<AtomicU64>>,
+    done: bool,
+}
+
+impl fmt::Debug for Exchange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Exchange").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+impl Exchange {
+    pub(crate) fn begin(side: &Arc<Side>, time: SystemTime, parts: &http::request::Parts) -> Self {
+        Self {
+            id: side.recorder.next_id(time),
+            began: side.clock.monotonic(),
+            time,
+            method: parts.method.clone(),
+            path: parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/")),
+            host: None,
+            version: parts.version,
+            grpc: super::refusal::is_grpc(&parts.headers),
+            decided: None,
+            denied: false,
+            status: 0,
+            grpc_status: None,
+            code: None,
+            flag: "-",
+            why: None,
+            sent: 0,
+            received: None,
+            done: false,
+            side: Arc::clone(side),
+        }
+    }
+
+    pub(crate) fn is_grpc(&self) -> bool {
+        self.grpc
+    }
+
+    pub(crate) fn time(&self) -> SystemTime {
+        self.time
+    }
+
+    pub(crate) fn host(&mut self, name: &Arc<str>) {
+        self.host = Some(Arc::clone(name));
+    }
+
+    pub(crate) fn allowed(&mut self, permit: &Permit) {
+        let decided = permit.decided();
+        self.decided = Some(decided.clone());
+        let minute = self.time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs() / 60;
+        // Once per connection and minute here, once per caller, policy and minute there.
+        if self.side.reported.swap(minute, Ordering::Relaxed) != minute {
+            let asked = Asked { method: &self.method, path: &self.path };
+            self.side.recorder.allowed(&Judged { id: self.id, source: &self.side.source, peer: self.side.peer, decided, asked: &asked }, self.time);
+        }
+    }
+
+    pub(crate) fn denied(&mut self, decided: &Decided, code: &'static str, why: &str) {
+        self.decided = Some(decided.clone());
+        self.denied = true;
+        let asked = Asked { method: &self.method, path: &self.path };
+        self.side.recorder.denied(&Judged { id: self.id, source: &self.side.source, peer: self.side.peer, decided, asked: &asked }, code, why);
+    }
+
+    pub(crate) fn receives(&mut self, received: Option<Arc<AtomicU64>>) {
+        self.received = received;
+    }
+
+    pub(crate) fn answered(&mut self, status: StatusCode, headers: &HeaderMap) {
+        self.status = status.as_u16();
+        self.grpc_from(headers);
+    }
+
+    pub(crate) fn refused(&mut self, refusal: &super::refusal::Refusal) {
+        self.status = refusal.status().as_u16();
+        self.code = Some(refusal.why.code());
+        self.flag = refusal.why.flag();
+        self.why = Some(refusal.logged.clone().unwrap_or_else(|| refusal.told.to_string()));
+    }
+
+    pub(crate) fn sent(&mut self, bytes: usize) {
+        self.sent += bytes as u64;
+    }
+
+    pub(crate) fn trailers(&mut self, trailers: &HeaderMap) {
+        self.grpc_from(trailers);
+    }
+
+    fn grpc_from(&mut self, headers: &HeaderMap) {
+        if self.grpc && let Some(status) = headers.get("grpc-status") {
+            self.grpc_status = status.to_str().ok().and_then(|s| s.parse().ok());
+        }
+    }
+
+    pub(crate) fn broken(&mut self, error: &hyper::Error) {
+        self.code = Some("FNL3025");
+        self.flag = "UC";
+        self.why = Some(format!("the body broke off: {error}"));
+    }
+
+    pub(crate) fn cut(mut self, cut: Cut) {
+        self.code = Some(cut.code());
+        self.flag = "DENY";
+        self.why = Some(cut.to_string());
+        self.side.metrics.cut(cut.code());
+        self.side.recorder.cut(&self.side.source, self.side.peer, cut.code(), &cut.to_string());
+        self.finish();
+    }
+
+    pub(crate) fn finish(mut self) {
+        self.done = true;
+        self.write();
+    }
+
+    fn write(&self) {
+        let side = &self.side;
+        let took = side.clock.monotonic().saturating_duration_since(self.began);
+        let protocol = if self.grpc { "grpc" } else { "http" };
+        let counters = side.counters(protocol, self.status, self.flag);
+        counters.total.inc();
+        counters.duration.observe(took.as_secs_f64() * 1000.0);
+        if let Some(decided) = &self.decided {
+            let word = if self.denied { "deny" } else { "allow" };
+            side.metrics.decision_counter(word, reason_label(decided.reason), decided.policy.as_ref()).inc();
+        }
+        if side.recorder.wants_lines() {
+            side.recorder.line(|line| self.compose(line, took.as_micros()));
+        }
+    }
+
+    fn compose(&self, line: &mut Line<'_>, micros: u128) {
+        let side = &self.side;
+        line.time("time", self.time);
+        line.text("direction", side.direction);
+        line.text("door", &side.door);
+        line.bytes("decision", &self.id.text());
+        if let Some(decided) = &self.decided {
+            line.text("effect", if self.denied { "deny" } else { "allow" });
+            line.text("reason", reason_label(decided.reason));
+            if let (Some(policy), Some(rule)) = (&decided.policy, &decided.rule) {
+                line.text("policy", policy);
+                line.text("rule", rule);
+            }
+            line.text("policy_rev", &decided.revision);
+        }
+        line.text("source", &side.source);
+        line.text("destination", &side.destination);
+        line.plain("peer", &side.peer);
+        line.text("method", self.method.as_str());
+        // Without the query: it carries what nobody wants in a log.
+        line.text("path", self.path.path());
+        if let Some(host) = &self.host {
+            line.text("host", host);
+        }
+        line.text("protocol", protocol_name(self.version, self.grpc));
+        line.number("status", self.status.into());
+        if let Some(grpc) = self.grpc_status {
+            line.number("grpc_status", grpc.into());
+        }
+        line.text("flags", self.flag);
+        if let Some(code) = self.code {
+            line.text("error", code);
+        }
+        if let Some(why) = &self.why {
+            line.text("why", why);
+        }
+        line.number("bytes_received", self.received.as_ref().map_or(0, |r| r.load(Ordering::Relaxed)));
+        line.number("bytes_sent", self.sent);
+        line.number("duration_us", u64::try_from(micros).unwrap_or(u64::MAX));
+        if let Some(tls) = &side.tls {
+            line.text("tls_cipher", tls.cipher);
+            line.text("tls_group", tls.group);
+            line.text("peer_serial", &tls.serial);
+        }
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        if !self.done {
+            // Whoever waited went away, or we did.
+            self.code = self.code.or(Some("aborted"));
+            if self.flag == "-" {
+                self.flag = "DC";
+            }
+            self.write();
+        }
+    }
+}
+
+fn protocol_name(version: Version, grpc: bool) -> &'static str {
+    match (grpc, version) {
+        (true, _) => "grpc",
+        (_, Version::HTTP_2) => "HTTP/2",
+        (_, Version::HTTP_10) => "HTTP/1.0",
+        _ => "HTTP/1.1",
+    }
+}
+
+struct Asked<'a> {
+    method: &'a Method,
+    path: &'a PathAndQuery,
+}
+
+impl fmt::Display for Asked<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.method, self.path.path())
+    }
+}
+
+/// Asks again about a request that is under way, whenever the policy changes.
+pub(crate) struct PolicyWatch {
+    pub(crate) policies: Policies,
+    pub(crate) facts: RequestFacts,
+    pub(crate) peer: SpiffeId,
+    pub(crate) port: u16,
+    /// The snapshot that last allowed it.
+    pub(crate) generation: u64,
+    change: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+}
+
+impl fmt::Debug for PolicyWatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PolicyWatch").field("generation", &self.generation).finish_non_exhaustive()
+    }
+}
+
+impl PolicyWatch {
+    pub(crate) fn new(policies: Policies, facts: RequestFacts, peer: SpiffeId, port: u16, permit: &Permit) -> Self {
+        Self { policies, facts, peer, port, generation: permit.decided().generation, change: None }
+    }
+
+    /// Whether the policy in force denies it. One atomic read while nothing has changed.
+    pub(crate) fn denies_now(&mut self) -> bool {
+        if self.policies.generation() == self.generation {
+            return false;
+        }
+        match decide::request(&self.policies, &self.peer, self.port, &self.facts) {
+            Ok(permit) => {
+                self.generation = permit.decided().generation;
+                false
+            }
+            Err(_) => true,
+        }
+    }
+
+    /// Ready when it is denied.
+    pub(crate) fn poll_denied(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            let change = self.change.get_or_insert_with(|| {
+                let mut changes = self.policies.subscribe();
+                Box::pin(async move {
+                    // The sender lives as long as the program.
+                    let _changed = changes.changed().await.is_ok();
+                })
+            });
+            // After subscribing: what changed before is seen by the number, what changes later by the wake-up.
+            let pending = change.as_mut().poll(cx).is_pending();
+            if self.denies_now() {
+                return Poll::Ready(());
+            }
+            if pending {
+                return Poll::Pending;
+            }
+            self.change = None;
+        }
+    }
+}
+
+/// Whether a content type was sent twice, which two programs could read differently.
+pub(crate) fn doubled_content_type(headers: &HeaderMap) -> bool {
+    headers.get_all(CONTENT_TYPE).iter().nth(1).is_some()
+}

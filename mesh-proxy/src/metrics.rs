@@ -1,0 +1,236 @@
+//! All metric names of the proxy: Istio's standard ones for traffic, our own for the rest (ux D.2, D.3).
+//! Trusts label values to be ours or proven: SPIFFE IDs of peers, never a path, a host or a header.
+//! Never grows without bound: beyond a number of peers they share one label.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use mesh_runtime::metrics::{Counter, Family, Gauge, Histogram, Metrics};
+use prometheus_client::encoding::EncodeLabelSet;
+
+/// Peers that get their own label value.
+const MOST_PEERS: usize = 1000;
+
+/// Labels of a request.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct RequestLabels {
+    pub(crate) reporter: &'static str,
+    pub(crate) source_principal: Arc<str>,
+    pub(crate) destination_principal: Arc<str>,
+    pub(crate) request_protocol: &'static str,
+    pub(crate) response_code: u16,
+    pub(crate) response_flags: &'static str,
+    pub(crate) connection_security_policy: &'static str,
+}
+
+/// Labels of a TCP connection.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct TcpLabels {
+    pub(crate) reporter: &'static str,
+    pub(crate) source_principal: Arc<str>,
+    pub(crate) destination_principal: Arc<str>,
+    pub(crate) response_flags: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DecisionLabels {
+    direction: &'static str,
+    decision: &'static str,
+    reason: &'static str,
+    policy: Arc<str>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct HandshakeLabels {
+    role: &'static str,
+    result: &'static str,
+    cipher: &'static str,
+    group: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DirectionLabels {
+    direction: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CodeLabels {
+    code: &'static str,
+}
+
+/// The counters of one kind of request on one connection, looked up once and kept.
+#[derive(Clone, Debug)]
+pub(crate) struct RequestCounters {
+    pub(crate) total: Counter,
+    pub(crate) duration: Histogram,
+}
+
+/// All families. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct ProxyMetrics {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    requests: Family<RequestLabels, Counter>,
+    durations: Family<RequestLabels, Histogram, fn() -> Histogram>,
+    tcp_opened: Family<TcpLabels, Counter>,
+    tcp_closed: Family<TcpLabels, Counter>,
+    tcp_sent: Family<TcpLabels, Counter>,
+    tcp_received: Family<TcpLabels, Counter>,
+    decisions: Family<DecisionLabels, Counter>,
+    handshakes: Family<HandshakeLabels, Counter>,
+    connections: Family<DirectionLabels, Gauge>,
+    cut: Family<CodeLabels, Counter>,
+    retries: Counter,
+    identity_expiry: Gauge,
+    identity_updates: Counter,
+    identity_failures: Family<CodeLabels, Counter>,
+    policy_applied: Gauge,
+    policy_rejected: Counter,
+    policy_unenforceable: Gauge,
+    records_lost: Family<KindLabels, Counter>,
+    peers: Mutex<HashSet<Arc<str>>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KindLabels {
+    kind: &'static str,
+}
+
+fn milliseconds() -> Histogram {
+    Histogram::new([0.5, 1.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0, 5000.0, 10000.0, 30000.0, 60000.0, 300_000.0])
+}
+
+impl ProxyMetrics {
+    pub(crate) fn new(registry: &Metrics) -> Self {
+        let inner = Inner {
+            requests: Family::default(),
+            durations: Family::new_with_constructor(milliseconds as fn() -> Histogram),
+            tcp_opened: Family::default(),
+            tcp_closed: Family::default(),
+            tcp_sent: Family::default(),
+            tcp_received: Family::default(),
+            decisions: Family::default(),
+            handshakes: Family::default(),
+            connections: Family::default(),
+            cut: Family::default(),
+            retries: registry.counter("mesh_proxy_retries", "Requests sent again on a fresh connection because the first one never carried them"),
+            identity_expiry: registry.gauge("mesh_proxy_identity_expiry_timestamp_seconds", "End of the SVID in use"),
+            identity_updates: registry.counter("mesh_proxy_identity_updates", "SVIDs taken from the Workload API"),
+            identity_failures: Family::default(),
+            policy_applied: registry.gauge("mesh_proxy_config_last_applied_timestamp_seconds", "When the policy in force was read"),
+            policy_rejected: registry.counter("mesh_proxy_config_rejected", "Policy files refused; the last good one stays"),
+            policy_unenforceable: registry.gauge("mesh_proxy_policy_unenforceable_rules", "Rules in force that this door cannot enforce as written"),
+            records_lost: Family::default(),
+            peers: Mutex::new(HashSet::new()),
+        };
+        registry.register("istio_requests", "Requests", inner.requests.clone());
+        registry.register("istio_request_duration_milliseconds", "Duration of requests", inner.durations.clone());
+        registry.register("istio_tcp_connections_opened", "TCP connections opened", inner.tcp_opened.clone());
+        registry.register("istio_tcp_connections_closed", "TCP connections closed", inner.tcp_closed.clone());
+        registry.register("istio_tcp_sent_bytes", "Bytes to the client of a TCP connection", inner.tcp_sent.clone());
+        registry.register("istio_tcp_received_bytes", "Bytes from the client of a TCP connection", inner.tcp_received.clone());
+        registry.register("mesh_proxy_authorization_decisions", "Decisions", inner.decisions.clone());
+        registry.register("mesh_proxy_tls_handshakes", "TLS handshakes", inner.handshakes.clone());
+        registry.register("mesh_proxy_connections", "Open connections", inner.connections.clone());
+        registry.register("mesh_proxy_cut", "Connections and streams ended by policy, expiry or withdrawn trust", inner.cut.clone());
+        registry.register("mesh_proxy_identity_failures", "Failures on the way to an SVID", inner.identity_failures.clone());
+        registry.register("mesh_proxy_records_lost", "Records that could not be written in time", inner.records_lost.clone());
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// The label value for a peer: its ID, or `overflow` when there are too many.
+    pub(crate) fn peer_label(&self, id: &str) -> Arc<str> {
+        let mut peers = self.inner.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = peers.get(id) {
+            return Arc::clone(known);
+        }
+        if peers.len() >= MOST_PEERS {
+            return "overflow".into();
+        }
+        let label: Arc<str> = id.into();
+        peers.insert(Arc::clone(&label));
+        label
+    }
+
+    pub(crate) fn request_counters(&self, labels: &RequestLabels) -> RequestCounters {
+        let total = self.inner.requests.get_or_create(labels).clone();
+        let duration = self.inner.durations.get_or_create(labels).clone();
+        RequestCounters { total, duration }
+    }
+
+    pub(crate) fn tcp_opened(&self, labels: &TcpLabels) {
+        self.inner.tcp_opened.get_or_create(labels).inc();
+    }
+
+    pub(crate) fn tcp_closed(&self, labels: &TcpLabels, from_client: u64, to_client: u64) {
+        self.inner.tcp_closed.get_or_create(labels).inc();
+        self.inner.tcp_received.get_or_create(labels).inc_by(from_client);
+        self.inner.tcp_sent.get_or_create(labels).inc_by(to_client);
+    }
+
+    pub(crate) fn decision_counter(&self, decision: &'static str, reason: &'static str, policy: Option<&Arc<str>>) -> Counter {
+        let policy = policy.map_or_else(|| "none".into(), Arc::clone);
+        self.inner.decisions.get_or_create(&DecisionLabels { direction: "inbound", decision, reason, policy }).clone()
+    }
+
+    pub(crate) fn handshake(&self, role: &'static str, result: &'static str, session: Option<&mesh_tls::Session>) {
+        let (cipher, group) = session.map_or(("", ""), |s| (s.cipher, s.key_exchange));
+        self.inner.handshakes.get_or_create(&HandshakeLabels { role, result, cipher, group }).inc();
+    }
+
+    /// Counts a connection as open until the guard is dropped.
+    pub(crate) fn open(&self, direction: &'static str) -> OpenGuard {
+        let gauge = self.inner.connections.get_or_create(&DirectionLabels { direction }).clone();
+        gauge.inc();
+        OpenGuard(gauge)
+    }
+
+    pub(crate) fn cut(&self, code: &'static str) {
+        self.inner.cut.get_or_create(&CodeLabels { code }).inc();
+    }
+
+    pub(crate) fn retried(&self) {
+        self.inner.retries.inc();
+    }
+
+    pub(crate) fn identity_updated(&self, not_after: SystemTime) {
+        self.inner.identity_updates.inc();
+        self.inner.identity_expiry.set(seconds(not_after));
+    }
+
+    pub(crate) fn identity_failed(&self, code: &'static str) {
+        self.inner.identity_failures.get_or_create(&CodeLabels { code }).inc();
+    }
+
+    pub(crate) fn policy_applied(&self, now: SystemTime, unenforceable: usize) {
+        self.inner.policy_applied.set(seconds(now));
+        self.inner.policy_unenforceable.set(i64::try_from(unenforceable).unwrap_or(i64::MAX));
+    }
+
+    pub(crate) fn policy_rejected(&self) {
+        self.inner.policy_rejected.inc();
+    }
+
+    pub(crate) fn record_lost(&self, kind: &'static str) {
+        self.inner.records_lost.get_or_create(&KindLabels { kind }).inc();
+    }
+}
+
+/// One open connection.
+#[derive(Debug)]
+pub(crate) struct OpenGuard(Gauge);
+
+impl Drop for OpenGuard {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+fn seconds(time: SystemTime) -> i64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+}
