@@ -34,7 +34,6 @@ use crate::record::{AccessWriter, Recorder};
 /// A proxy whose doors are bound.
 pub struct App {
     config: ProxyConfig,
-    clock: Clock,
     tasks: Tasks,
     drain: Drain,
     addresses: Addresses,
@@ -69,7 +68,9 @@ impl App {
             Some(dir) => Some(AuditLog::open(dir, "mesh-proxy", &clock)?),
             None => None,
         };
-        let (recorder, access, audit_writer) = Recorder::new(access_log(&config.access_log.path)?, audit, metrics.clone()).context("the access log")?;
+        let (recorder, access, audit_writer) =
+            Recorder::new(access_log(&config.access_log.path)?, audit, metrics.clone())
+                .context("the access log")?;
         if let Some(writer) = audit_writer {
             tasks.spawn("audit", |stop| writer.run(stop));
         }
@@ -89,12 +90,20 @@ impl App {
         for door in &config.outbound {
             bind_outbound(door, &parts, &tasks, &mut addresses).await?;
         }
-        let admin = Admin::new(&readiness, &registry).bind(config.telemetry.metrics.address).await?;
+        let admin = Admin::new(&readiness, &registry)
+            .bind(config.telemetry.metrics.address)
+            .await?;
         addresses.add("metrics", admin.address());
         tasks.spawn("admin", |stop| admin.serve(stop));
         start_identity(&config, &clock, &metrics, publish, &readiness, &tasks)?;
         start_policy(&config, &parts, &readiness, &tasks);
-        Ok(Self { config, clock, tasks, drain, addresses, access })
+        Ok(Self {
+            config,
+            tasks,
+            drain,
+            addresses,
+            access,
+        })
     }
 
     /// The doors that were bound: `inbound`, `outbound.<name>`, `metrics`.
@@ -103,43 +112,60 @@ impl App {
         &self.addresses
     }
 
-    /// Runs until a signal, then drains: unready, no new connections, what is under way may finish, the rest is closed.
+    /// Runs until the first signal, then drains: unready, no new connections, what is under way may finish, the rest is closed.
+    /// A second signal ends the wait.
     ///
     /// # Errors
     /// The first part that failed.
-    pub async fn run(self, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
-        let failed = self.tasks.failed();
+    pub async fn run(self, mut signal: impl AsyncFnMut()) -> anyhow::Result<()> {
+        let failed = self.tasks.stopping();
         tokio::select! {
-            () = stop => tracing::info!("stopping"),
-            () = failed => tracing::error!("a part failed"),
+            () = signal() => tracing::info!("stopping"),
+            () = failed.cancelled() => tracing::error!("a part failed"),
         }
         let drain = &self.config.drain;
-        match self.drain.run(drain.notice.get(), drain.deadline.get()).await {
-            Outcome::Finished => tracing::info!("every connection has ended"),
-            Outcome::Forced(left) => tracing::warn!(left, "connections were closed at the deadline"),
+        tokio::select! {
+            outcome = self.drain.run(drain.notice.get(), drain.deadline.get()) => match outcome {
+                Outcome::Finished => tracing::info!("every connection has ended"),
+                Outcome::Forced(left) => tracing::warn!(left, "connections were closed at the deadline"),
+            },
+            () = signal() => tracing::warn!("second signal: ending without waiting"),
         }
         self.tasks.stop();
         let ended = self.tasks.join().await;
         self.access.close();
-        let _: Clock = self.clock;
         ended.map_err(Into::into)
     }
 }
 
 async fn bind(what: &str, address: SocketAddr) -> anyhow::Result<(TcpListener, SocketAddr)> {
-    let listener = TcpListener::bind(address).await.with_context(|| format!("cannot bind {what} at {address}"))?;
+    let listener = TcpListener::bind(address)
+        .await
+        .with_context(|| format!("cannot bind {what} at {address}"))?;
     let bound = listener.local_addr()?;
     Ok((listener, bound))
 }
 
-async fn bind_inbound(config: &ProxyConfig, parts: &Parts, tasks: &Tasks, addresses: &mut Addresses) -> anyhow::Result<()> {
-    let Some(door) = config.inbound.clone() else { return Ok(()) };
+async fn bind_inbound(
+    config: &ProxyConfig,
+    parts: &Parts,
+    tasks: &Tasks,
+    addresses: &mut Addresses,
+) -> anyhow::Result<()> {
+    let Some(door) = config.inbound.clone() else {
+        return Ok(());
+    };
     let (listener, bound) = bind("the inbound door", door.listen).await?;
     addresses.add("inbound", bound);
     let parts = parts.clone();
     tasks.spawn("inbound", move |stop| async move {
-        let Some(cell) = first_identity(&parts, &stop).await else { return Ok::<_, std::convert::Infallible>(()) };
-        let target = Target::Application { address: door.application, protocol: door.application_protocol };
+        let Some(cell) = first_identity(&parts, &stop).await else {
+            return Ok::<_, std::convert::Infallible>(());
+        };
+        let target = Target::Application {
+            address: door.application,
+            protocol: door.application_protocol,
+        };
         let served = Arc::new(InboundDoor {
             protocol: door.protocol,
             application: door.application,
@@ -147,57 +173,96 @@ async fn bind_inbound(config: &ProxyConfig, parts: &Parts, tasks: &Tasks, addres
             cell,
             handshakes: inbound::handshakes(&parts.limits),
             policies: parts.policies.clone(),
-            pool: Pool::new(target, &parts.limits, parts.clock.clone(), parts.metrics.clone()),
+            pool: Pool::new(
+                target,
+                &parts.limits,
+                parts.clock.clone(),
+                parts.metrics.clone(),
+            ),
             limits: parts.limits.clone(),
             recorder: parts.recorder.clone(),
             metrics: parts.metrics.clone(),
             clock: parts.clock.clone(),
         });
         let drain = parts.drain.clone();
-        accept::run(listener, "inbound", accept_limits(&parts.limits), parts.drain.stop_accepting(), move |stream: TcpStream, slot| {
-            Arc::clone(&served).serve(stream, slot, drain.clone())
-        })
+        accept::run(
+            listener,
+            "inbound",
+            accept_limits(&parts.limits),
+            parts.drain.stop_accepting(),
+            move |stream: TcpStream, slot| Arc::clone(&served).serve(stream, slot, drain.clone()),
+        )
         .await;
         Ok(())
     });
     Ok(())
 }
 
-async fn bind_outbound(door: &Outbound, parts: &Parts, tasks: &Tasks, addresses: &mut Addresses) -> anyhow::Result<()> {
+async fn bind_outbound(
+    door: &Outbound,
+    parts: &Parts,
+    tasks: &Tasks,
+    addresses: &mut Addresses,
+) -> anyhow::Result<()> {
     let (listener, bound) = bind(&format!("the outbound door {}", door.name), door.listen).await?;
     addresses.add(&format!("outbound.{}", door.name), bound);
     let (door, parts) = (door.clone(), parts.clone());
-    tasks.spawn(&format!("outbound.{}", door.name.clone()), move |stop| async move {
-        let Some(cell) = first_identity(&parts, &stop).await else { return Ok::<_, std::convert::Infallible>(()) };
-        let tls = outbound::tls(&door, &cell, &parts.clock);
-        let target = Target::Peer { address: door.to, config: Arc::clone(&tls), cell: cell.clone() };
-        let served = Arc::new(OutboundDoor {
-            name: door.name.as_str().into(),
-            to: door.to,
-            server: door.server_id.clone(),
-            protocol: door.protocol,
-            cell,
-            tls,
-            pool: Pool::new(target, &parts.limits, parts.clock.clone(), parts.metrics.clone()),
-            limits: parts.limits.clone(),
-            recorder: parts.recorder.clone(),
-            metrics: parts.metrics.clone(),
-            clock: parts.clock.clone(),
-        });
-        let drain = parts.drain.clone();
-        accept::run(listener, "outbound", accept_limits(&parts.limits), parts.drain.stop_accepting(), move |stream: TcpStream, slot| {
-            Arc::clone(&served).serve(stream, slot, drain.clone())
-        })
-        .await;
-        Ok(())
-    });
+    tasks.spawn(
+        &format!("outbound.{}", door.name.clone()),
+        move |stop| async move {
+            let Some(cell) = first_identity(&parts, &stop).await else {
+                return Ok::<_, std::convert::Infallible>(());
+            };
+            let tls = outbound::tls(&door, &cell, &parts.clock);
+            let target = Target::Peer {
+                address: door.to,
+                config: Arc::clone(&tls),
+                cell: cell.clone(),
+            };
+            let served = Arc::new(OutboundDoor {
+                name: door.name.as_str().into(),
+                to: door.to,
+                server: door.server_id.clone(),
+                protocol: door.protocol,
+                cell,
+                tls,
+                pool: Pool::new(
+                    target,
+                    &parts.limits,
+                    parts.clock.clone(),
+                    parts.metrics.clone(),
+                ),
+                limits: parts.limits.clone(),
+                recorder: parts.recorder.clone(),
+                metrics: parts.metrics.clone(),
+                clock: parts.clock.clone(),
+            });
+            let drain = parts.drain.clone();
+            accept::run(
+                listener,
+                "outbound",
+                accept_limits(&parts.limits),
+                parts.drain.stop_accepting(),
+                move |stream: TcpStream, slot| {
+                    Arc::clone(&served).serve(stream, slot, drain.clone())
+                },
+            )
+            .await;
+            Ok(())
+        },
+    );
     Ok(())
 }
 
 /// A connection takes two descriptors: one towards each side.
 fn accept_limits(limits: &Limits) -> accept::Limits {
     let handshake_timeout = limits.handshake.get();
-    accept::Limits { max_connections: limits.connections, max_handshakes: limits.handshakes, handshake_timeout }.below_descriptor_limit(2)
+    accept::Limits {
+        max_connections: limits.connections,
+        max_handshakes: limits.handshakes,
+        handshake_timeout,
+    }
+    .below_descriptor_limit(2)
 }
 
 /// Doors are bound before there is an identity, so that callers wait in the kernel's queue instead of being refused.
@@ -220,14 +285,21 @@ fn start_identity(
 ) -> anyhow::Result<()> {
     let socket = identity::socket_path(&config.workload_api.socket)
         .context("no Workload API: set workloadApi.socket or SPIFFE_ENDPOINT_SOCKET to unix:///path/of/agent.sock")?;
-    let source = Source { socket, clock: clock.clone(), metrics: metrics.clone(), publish };
+    let source = Source {
+        socket,
+        clock: clock.clone(),
+        metrics: metrics.clone(),
+        publish,
+    };
     let part = readiness.part("identity");
     tasks.spawn("identity", |stop| source.run(part, stop));
     Ok(())
 }
 
 fn start_policy(config: &ProxyConfig, parts: &Parts, readiness: &Readiness, tasks: &Tasks) {
-    let Some(inbound) = &config.inbound else { return };
+    let Some(inbound) = &config.inbound else {
+        return;
+    };
     let Some(path) = config.policy.file.clone() else {
         tracing::warn!("no policy file: every request that comes in is denied");
         return;
@@ -254,7 +326,8 @@ fn access_log(path: &str) -> anyhow::Result<Option<Box<dyn std::io::Write + Send
         "stdout" => Ok(Some(Box::new(std::io::stdout()))),
         path => {
             let path = PathBuf::from(path);
-            let file = open_log(&path).with_context(|| format!("cannot open the access log {}", path.display()))?;
+            let file = open_log(&path)
+                .with_context(|| format!("cannot open the access log {}", path.display()))?;
             Ok(Some(Box::new(file)))
         }
     }
@@ -262,5 +335,9 @@ fn access_log(path: &str) -> anyhow::Result<Option<Box<dyn std::io::Write + Send
 
 fn open_log(path: &Path) -> std::io::Result<std::fs::File> {
     use std::os::unix::fs::OpenOptionsExt as _;
-    std::fs::OpenOptions::new().append(true).create(true).mode(0o640).open(path)
+    std::fs::OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o640)
+        .open(path)
 }

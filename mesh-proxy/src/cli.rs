@@ -45,7 +45,11 @@ enum Verb {
 #[derive(Debug, clap::Args)]
 struct HealthArgs {
     /// The admin port
-    #[arg(long, value_name = "ADDRESS", required_unless_present = "addresses_file")]
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        required_unless_present = "addresses_file"
+    )]
     address: Option<SocketAddr>,
     /// The file that `run --addresses-file` wrote
     #[arg(long, value_name = "PATH", conflicts_with = "address")]
@@ -73,18 +77,21 @@ fn run(args: &RunArgs, common: &CommonArgs) -> Exit {
     if let Err(error) = mesh_runtime::telemetry::init(&common.log(&config.log)) {
         return cli::fail(&error, common);
     }
-    let started = runtime(config.workers.0).map_err(anyhow::Error::from).and_then(|runtime| {
-        runtime.block_on(async {
-            let app = App::start(config, Clock::system()).await?;
-            if let Some(path) = &args.addresses_file {
-                app.addresses().write(path)?;
-            }
-            for (name, address) in app.addresses().iter() {
-                tracing::info!(door = name, %address, "bound");
-            }
-            app.run(signal()?).await
-        })
-    });
+    let started = runtime(config.workers.0)
+        .map_err(anyhow::Error::from)
+        .and_then(|runtime| {
+            runtime.block_on(async {
+                let signals = signals()?;
+                let app = App::start(config, Clock::system()).await?;
+                if let Some(path) = &args.addresses_file {
+                    app.addresses().write(path)?;
+                }
+                for (name, address) in app.addresses().iter() {
+                    tracing::info!(door = name, %address, "bound");
+                }
+                app.run(signals).await
+            })
+        });
     match started {
         Ok(()) => Exit::Done,
         Err(error) => {
@@ -101,17 +108,25 @@ fn run(args: &RunArgs, common: &CommonArgs) -> Exit {
 /// One worker is one thread in all: no request ever moves between threads.
 fn runtime(workers: usize) -> std::io::Result<tokio::runtime::Runtime> {
     if workers == 1 {
-        tokio::runtime::Builder::new_current_thread().enable_all().build()
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
     } else {
-        tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build()
+        tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(workers)
+            .enable_all()
+            .build()
     }
 }
 
-/// Ends at SIGTERM or SIGINT.
-fn signal() -> std::io::Result<impl Future<Output = ()>> {
+/// Ends at the next SIGTERM or SIGINT; asked again, at the one after that.
+fn signals() -> std::io::Result<impl AsyncFnMut()> {
     use tokio::signal::unix::{SignalKind, signal};
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    Ok(async move {
+    let (mut terminate, mut interrupt) = (
+        signal(SignalKind::terminate())?,
+        signal(SignalKind::interrupt())?,
+    );
+    Ok(async move || {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
@@ -138,9 +153,10 @@ fn validate(args: &ConfigArgs, common: &CommonArgs) -> Exit {
 
 fn policy_report(error: &FeedError) -> Report {
     match error {
-        FeedError::Refused { path, text, cause } => {
-            cause.render(&path.display().to_string(), text).lines().fold(Report::new(error.code(), error.to_string()), Report::line)
-        }
+        FeedError::Refused { path, text, cause } => cause
+            .render(&path.display().to_string(), text)
+            .lines()
+            .fold(Report::new(error.code(), error.to_string()), Report::line),
         FeedError::Unreadable { .. } => Report::of(error),
     }
 }
@@ -148,11 +164,16 @@ fn policy_report(error: &FeedError) -> Report {
 fn healthcheck(args: &HealthArgs, common: &CommonArgs) -> Exit {
     let address = match (&args.address, &args.addresses_file) {
         (Some(address), _) => Some(*address),
-        (None, Some(path)) => Addresses::read(path).ok().and_then(|all| all.get("metrics")?.parse().ok()),
+        (None, Some(path)) => Addresses::read(path)
+            .ok()
+            .and_then(|all| all.get("metrics")?.parse().ok()),
         (None, None) => None,
     };
     let Some(address) = address else {
-        cli::report(&Report::new("FNL3081", "no admin port: the addresses file names none"), common);
+        cli::report(
+            &Report::new("FNL3081", "no admin port: the addresses file names none"),
+            common,
+        );
         return Exit::Unreachable;
     };
     match ask_ready(address) {
@@ -163,7 +184,14 @@ fn healthcheck(args: &HealthArgs, common: &CommonArgs) -> Exit {
             Exit::No
         }
         Err(error) => {
-            cli::report(&Report::new("FNL3082", format!("the admin port {address} does not answer")).note(error.to_string()), common);
+            cli::report(
+                &Report::new(
+                    "FNL3082",
+                    format!("the admin port {address} does not answer"),
+                )
+                .note(error.to_string()),
+                common,
+            );
             Exit::Unreachable
         }
     }
@@ -180,7 +208,14 @@ fn ask_ready(address: SocketAddr) -> std::io::Result<(u16, String)> {
     let mut answer = String::new();
     stream.take(64 * 1024).read_to_string(&mut answer)?;
     let invalid = || std::io::Error::new(std::io::ErrorKind::InvalidData, "the answer is not HTTP");
-    let status = answer.split(' ').nth(1).and_then(|s| s.parse().ok()).ok_or_else(invalid)?;
-    let body = answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default();
+    let status = answer
+        .split(' ')
+        .nth(1)
+        .and_then(|s| s.parse().ok())
+        .ok_or_else(invalid)?;
+    let body = answer
+        .split_once("\r\n\r\n")
+        .map(|(_, body)| body.to_owned())
+        .unwrap_or_default();
     Ok((status, body))
 }

@@ -124,7 +124,9 @@ pub struct AccessLog {
 
 impl Default for AccessLog {
     fn default() -> Self {
-        Self { path: "stdout".to_owned() }
+        Self {
+            path: "stdout".to_owned(),
+        }
     }
 }
 
@@ -185,7 +187,10 @@ pub struct Drain {
 
 impl Default for Drain {
     fn default() -> Self {
-        Self { notice: HumanDuration::from_secs(0), deadline: HumanDuration::from_secs(10) }
+        Self {
+            notice: HumanDuration::from_secs(0),
+            deadline: HumanDuration::from_secs(10),
+        }
     }
 }
 
@@ -207,7 +212,9 @@ pub struct MetricsPort {
 
 impl Default for MetricsPort {
     fn default() -> Self {
-        Self { address: SocketAddr::from(([127, 0, 0, 1], 0)) }
+        Self {
+            address: SocketAddr::from(([127, 0, 0, 1], 0)),
+        }
     }
 }
 
@@ -225,13 +232,17 @@ impl Default for Workers {
 impl Config for ProxyConfig {
     const KIND: &'static str = "MeshProxyConfig";
     const ENV_PREFIX: &'static str = "MESH_PROXY";
-    const STANDARD_ENV: &'static [(&'static str, &'static str)] =
-        &[("RUST_LOG", "log.level"), ("SPIFFE_ENDPOINT_SOCKET", "workloadApi.socket")];
+    const STANDARD_ENV: &'static [(&'static str, &'static str)] = &[
+        ("RUST_LOG", "log.level"),
+        ("SPIFFE_ENDPOINT_SOCKET", "workloadApi.socket"),
+    ];
 
     fn check(&self, found: &mut Findings) {
         self.check_doors(found);
         self.check_limits(found);
-        if !self.workload_api.socket.is_empty() && crate::identity::socket_path(&self.workload_api.socket).is_none() {
+        if !self.workload_api.socket.is_empty()
+            && crate::identity::socket_path(&self.workload_api.socket).is_none()
+        {
             found.problem_with_hint(
                 "FNL3060",
                 &["workloadApi.socket"],
@@ -249,10 +260,18 @@ impl ProxyConfig {
             let at = |field: &str| format!("outbound.{i}.{field}");
             let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
             if door.name.is_empty() || door.name.len() > 63 || !door.name.bytes().all(plain) {
-                found.problem("FNL3061", &[&at("name")], "a door's name has 1 to 63 small letters, digits and `-`");
+                found.problem(
+                    "FNL3061",
+                    &[&at("name")],
+                    "a door's name has 1 to 63 small letters, digits and `-`",
+                );
             }
             if !names.insert(door.name.as_str()) {
-                found.problem("FNL3062", &[&at("name")], format!("the name `{}` is used twice", door.name));
+                found.problem(
+                    "FNL3062",
+                    &[&at("name")],
+                    format!("the name `{}` is used twice", door.name),
+                );
             }
             if !door.listen.ip().is_loopback() {
                 found.problem_with_hint(
@@ -263,11 +282,19 @@ impl ProxyConfig {
                 );
             }
             if door.server_id.path().is_empty() {
-                found.problem("FNL3064", &[&at("serverId")], "a trust domain alone is no workload");
+                found.problem(
+                    "FNL3064",
+                    &[&at("serverId")],
+                    "a trust domain alone is no workload",
+                );
             }
         }
         if !self.telemetry.metrics.address.ip().is_loopback() {
-            found.problem("FNL3065", &["telemetry.metrics.address"], "the admin port is for this machine only");
+            found.problem(
+                "FNL3065",
+                &["telemetry.metrics.address"],
+                "the admin port is for this machine only",
+            );
         }
     }
 
@@ -284,7 +311,11 @@ impl ProxyConfig {
             ("idle", limits.idle.is_zero()),
         ] {
             if zero {
-                found.problem("FNL3066", &[&format!("limits.{field}")], "this limit would let nothing through");
+                found.problem(
+                    "FNL3066",
+                    &[&format!("limits.{field}")],
+                    "this limit would let nothing through",
+                );
             }
         }
         if self.workers.0 == 0 || self.workers.0 > 64 {

@@ -57,7 +57,10 @@ impl Life {
         let end = peer.min(own);
         let left = end.duration_since(now).unwrap_or_default();
         let early = left.mul_f64(early).min(LONGEST);
-        Self { retire: end.checked_sub(early).unwrap_or(end), end }
+        Self {
+            retire: end.checked_sub(early).unwrap_or(end),
+            end,
+        }
     }
 }
 
@@ -73,7 +76,10 @@ pub(crate) async fn trust_withdrawn(cell: &IdentityCell, peer: &Peer, clock: &Cl
         // The usual rotation brings the same roots with a new leaf, and nothing has to be verified again.
         let unchanged = same_roots(&seen, &newest, peer);
         seen = newest;
-        if !unchanged && peer.verify_again(seen.bundles(), clock.now()).is_err() && clock.now() < peer.not_after {
+        if !unchanged
+            && peer.verify_again(seen.bundles(), clock.now()).is_err()
+            && clock.now() < peer.not_after
+        {
             return;
         }
     }
@@ -83,7 +89,13 @@ fn same_roots(before: &mesh_tls::TlsIdentity, after: &mesh_tls::TlsIdentity, pee
     let domain = peer.id.trust_domain();
     match (before.bundles().get(domain), after.bundles().get(domain)) {
         (Some(a), Some(b)) => {
-            let roots = |bundle: &mesh_identity::Bundle| bundle.x509_authorities().iter().map(|root| root.der().to_vec()).collect::<Vec<_>>();
+            let roots = |bundle: &mesh_identity::Bundle| {
+                bundle
+                    .x509_authorities()
+                    .iter()
+                    .map(|root| root.der().to_vec())
+                    .collect::<Vec<_>>()
+            };
             std::sync::Arc::ptr_eq(a, b) || roots(a) == roots(b)
         }
         _ => false,

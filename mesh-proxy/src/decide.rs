@@ -45,11 +45,18 @@ impl DecisionIds {
     pub(crate) fn new() -> Self {
         // 40 random bits above a count of 40 bits that begins anywhere.
         let random = uuid::Uuid::new_v4().as_u128();
-        Self { process: (random >> 88) << 40, count: AtomicU64::new((random & 0xffff_ffff) as u64) }
+        Self {
+            process: (random >> 88) << 40,
+            count: AtomicU64::new((random & 0xffff_ffff) as u64),
+        }
     }
 
     pub(crate) fn next(&self, now: SystemTime) -> DecisionId {
-        let millis = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis() & 0xffff_ffff_ffff;
+        let millis = now
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_millis()
+            & 0xffff_ffff_ffff;
         let count = u128::from(self.count.fetch_add(1, Ordering::Relaxed)) & 0xff_ffff_ffff;
         DecisionId((millis << 80) | self.process | count)
     }
@@ -92,18 +99,54 @@ pub(crate) struct RequestFacts {
 }
 
 /// Decides about a connection: its peer and the port of the workload.
-pub(crate) fn connection(policies: &Policies, peer: &SpiffeId, port: u16) -> Result<Permit, Denied> {
-    ask(policies, &Facts { peer: Some(peer), port, http: None })
+pub(crate) fn connection(
+    policies: &Policies,
+    peer: &SpiffeId,
+    port: u16,
+) -> Result<Permit, Denied> {
+    ask(
+        policies,
+        &Facts {
+            peer: Some(peer),
+            port,
+            http: None,
+        },
+    )
 }
 
 /// Decides about a request. `facts.path` must have passed [`CanonicalPath::parse`]; one that has not is denied.
-pub(crate) fn request(policies: &Policies, peer: &SpiffeId, port: u16, facts: &RequestFacts) -> Result<Permit, Denied> {
+pub(crate) fn request(
+    policies: &Policies,
+    peer: &SpiffeId,
+    port: u16,
+    facts: &RequestFacts,
+) -> Result<Permit, Denied> {
     let Ok(path) = CanonicalPath::parse(facts.path.path()) else {
-        let decided = Decided { reason: Reason::NoRule, policy: None, rule: None, revision: "none".into(), generation: 0 };
-        return Err(Denied { decided, why: "the path is not canonical".to_owned() });
+        let decided = Decided {
+            reason: Reason::NoRule,
+            policy: None,
+            rule: None,
+            revision: "none".into(),
+            generation: 0,
+        };
+        return Err(Denied {
+            decided,
+            why: "the path is not canonical".to_owned(),
+        });
     };
-    let http = HttpFacts { method: facts.method.as_str(), host: &facts.host, path };
-    ask(policies, &Facts { peer: Some(peer), port, http: Some(http) })
+    let http = HttpFacts {
+        method: facts.method.as_str(),
+        host: &facts.host,
+        path,
+    };
+    ask(
+        policies,
+        &Facts {
+            peer: Some(peer),
+            port,
+            http: Some(http),
+        },
+    )
 }
 
 fn ask(policies: &Policies, facts: &Facts<'_>) -> Result<Permit, Denied> {
@@ -119,7 +162,10 @@ fn ask(policies: &Policies, facts: &Facts<'_>) -> Result<Permit, Denied> {
     if verdict.is_allowed() {
         return Ok(Permit(decided));
     }
-    Err(Denied { decided, why: explain(&snapshot.policy, facts).sentence() })
+    Err(Denied {
+        decided,
+        why: explain(&snapshot.policy, facts).sentence(),
+    })
 }
 
 /// The word of a reason, for a label.

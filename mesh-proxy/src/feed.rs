@@ -63,12 +63,23 @@ impl Coded for FeedError {
 /// # Errors
 /// When the file cannot be read, or with every problem that is in it.
 pub fn read(path: &Path) -> Result<(PolicySet, String), FeedError> {
-    let unreadable = |cause| FeedError::Unreadable { path: path.to_owned(), cause };
+    let unreadable = |cause| FeedError::Unreadable {
+        path: path.to_owned(),
+        cause,
+    };
     let mut text = String::new();
-    std::fs::File::open(path).map_err(unreadable)?.take(LARGEST).read_to_string(&mut text).map_err(unreadable)?;
+    std::fs::File::open(path)
+        .map_err(unreadable)?
+        .take(LARGEST)
+        .read_to_string(&mut text)
+        .map_err(unreadable)?;
     match PolicySet::from_yaml(&text) {
         Ok(set) => Ok((set, text)),
-        Err(cause) => Err(FeedError::Refused { path: path.to_owned(), text, cause }),
+        Err(cause) => Err(FeedError::Refused {
+            path: path.to_owned(),
+            text,
+            cause,
+        }),
     }
 }
 
@@ -84,7 +95,11 @@ impl Look {
     fn at(path: &Path) -> Option<Self> {
         use std::os::unix::fs::MetadataExt as _;
         let meta = std::fs::metadata(path).ok()?;
-        Some(Self { modified: meta.modified().ok(), length: meta.len(), inode: meta.ino() })
+        Some(Self {
+            modified: meta.modified().ok(),
+            length: meta.len(),
+            inode: meta.ino(),
+        })
     }
 }
 
@@ -102,7 +117,8 @@ impl Feed {
     pub(crate) async fn run(self, ready: Part, stop: Stop) -> Result<(), Infallible> {
         let mut ready = Some(ready);
         // What was last read, good or bad; what was last seen.
-        let (mut read, mut seen): (Option<Option<Look>>, Option<Look>) = (None, Look::at(&self.path));
+        let (mut read, mut seen): (Option<Option<Look>>, Option<Look>) =
+            (None, Look::at(&self.path));
         loop {
             let now = Look::at(&self.path);
             // Quiet since the last look, and not what was read: a writer that is not done is left alone.
@@ -132,20 +148,34 @@ impl Feed {
             }
             Err(error) => {
                 let in_force = self.policies.current();
-                let kept = if in_force.policy.is_ready() { "the last good policy stays in force" } else { "everything is denied" };
+                let kept = if in_force.policy.is_ready() {
+                    "the last good policy stays in force"
+                } else {
+                    "everything is denied"
+                };
                 tracing::error!(code = error.code(), error = %ErrorChain(&error), revision = %in_force.revision, "{kept}");
                 if let FeedError::Refused { path, text, cause } = &error {
                     tracing::error!("\n{}", cause.render(&path.display().to_string(), text));
                 }
                 self.metrics.policy_rejected();
-                self.recorder.policy_refused(&self.path, &in_force.revision, error.code(), &ErrorChain(&error).to_string());
+                self.recorder.policy_refused(
+                    &self.path,
+                    &in_force.revision,
+                    error.code(),
+                    &ErrorChain(&error).to_string(),
+                );
                 false
             }
         }
     }
 
     fn publish(&self, set: &PolicySet, text: &str) {
-        let policy = CompiledPolicy::new(set, Door { protocol: self.protocol });
+        let policy = CompiledPolicy::new(
+            set,
+            Door {
+                protocol: self.protocol,
+            },
+        );
         let revision = revision_of(text);
         let before = Arc::clone(&self.policies.current().revision);
         if before == revision {
@@ -156,7 +186,8 @@ impl Feed {
             tracing::warn!(code = mesh_policy::Unenforceable::CODE, "{rule}");
         }
         let rules = policy.len();
-        self.metrics.policy_applied(self.clock.now(), policy.unenforceable().len());
+        self.metrics
+            .policy_applied(self.clock.now(), policy.unenforceable().len());
         let generation = self.policies.publish(policy, Arc::clone(&revision));
         self.recorder.policy_applied(&self.path, &before, &revision);
         tracing::info!(generation, %revision, policies = set.policies().len(), rules, "policy in force");

@@ -103,7 +103,10 @@ pub enum FrameError {
 
 /// The path in `unix:///a`, `unix:/a` or `/a`.
 pub(crate) fn socket_path(text: &str) -> Option<PathBuf> {
-    let path = text.strip_prefix("unix://").or_else(|| text.strip_prefix("unix:")).unwrap_or(text);
+    let path = text
+        .strip_prefix("unix://")
+        .or_else(|| text.strip_prefix("unix:"))
+        .unwrap_or(text);
     let path = Path::new(path);
     path.is_absolute().then(|| path.to_owned())
 }
@@ -125,7 +128,9 @@ impl Source {
         let mut pause = FIRST_PAUSE;
         loop {
             let follow = self.follow(&mut ready, &trouble, &mut pause);
-            let Some(error) = stop.unless_stopped(follow).await else { return Ok(()) };
+            let Some(error) = stop.unless_stopped(follow).await else {
+                return Ok(());
+            };
             trouble.failed(&error);
             self.metrics.identity_failed(error.code());
             if let Some(part) = &ready {
@@ -133,7 +138,11 @@ impl Source {
             }
             // Up to a quarter more, so that the proxies of a node do not come back in step.
             let jitter = pause.mul_f64(f64::from(fraction()) / 1024.0);
-            if stop.unless_stopped(self.clock.sleep(pause + jitter)).await.is_none() {
+            if stop
+                .unless_stopped(self.clock.sleep(pause + jitter))
+                .await
+                .is_none()
+            {
                 return Ok(());
             }
             pause = (pause * 2).min(LONGEST_PAUSE);
@@ -141,14 +150,22 @@ impl Source {
     }
 
     /// One connection, until it fails.
-    async fn follow(&self, ready: &mut Option<Part>, trouble: &Repetition, pause: &mut Duration) -> IdentityError {
+    async fn follow(
+        &self,
+        ready: &mut Option<Part>,
+        trouble: &Repetition,
+        pause: &mut Duration,
+    ) -> IdentityError {
         let channel = match connect(&self.socket).await {
             Ok(channel) => channel,
             Err(error) => return error,
         };
-        let mut client = SpiffeWorkloadApiClient::new(channel).max_decoding_message_size(LARGEST_FRAME);
+        let mut client =
+            SpiffeWorkloadApiClient::new(channel).max_decoding_message_size(LARGEST_FRAME);
         let mut request = tonic::Request::new(X509svidRequest {});
-        request.metadata_mut().insert(SECURITY_HEADER, MetadataValue::from_static("true"));
+        request
+            .metadata_mut()
+            .insert(SECURITY_HEADER, MetadataValue::from_static("true"));
         let mut frames = match client.fetch_x509svid(request).await {
             Ok(response) => response.into_inner(),
             Err(status) => return IdentityError::Answer(Box::new(status)),
@@ -178,17 +195,29 @@ impl Source {
     fn take(&self, frame: X509svidResponse) -> Result<TlsIdentity, FrameError> {
         // The first one is the default identity (SPIFFE Workload API 5.1).
         let first = frame.svids.into_iter().next().ok_or(FrameError::Empty)?;
-        let X509svid { spiffe_id, x509_svid, x509_svid_key, bundle, .. } = first;
+        let X509svid {
+            spiffe_id,
+            x509_svid,
+            x509_svid_key,
+            bundle,
+            ..
+        } = first;
         let key = PrivateKey::from_pkcs8(x509_svid_key).map_err(FrameError::Key)?;
         let svid = X509Svid::from_der_concat(&x509_svid).map_err(FrameError::Svid)?;
         if svid.id().as_str() != spiffe_id {
-            return Err(FrameError::OtherId { said: spiffe_id.escape_debug().take(256).collect(), proven: svid.id().clone() });
+            return Err(FrameError::OtherId {
+                said: spiffe_id.escape_debug().take(256).collect(),
+                proven: svid.id().clone(),
+            });
         }
         let mut bundles = BundleSet::new();
         bundles.insert(read_bundle(svid.id().trust_domain().clone(), &bundle)?);
         for (name, roots) in &frame.federated_bundles {
             let unnamed = || FrameError::Domain(name.escape_debug().take(256).collect());
-            let domain = name.strip_prefix("spiffe://").unwrap_or(name).trim_end_matches('/');
+            let domain = name
+                .strip_prefix("spiffe://")
+                .unwrap_or(name)
+                .trim_end_matches('/');
             let domain: TrustDomain = domain.parse().map_err(|_| unnamed())?;
             if domain == *svid.id().trust_domain() {
                 continue; // our own roots come in `bundle`
@@ -200,7 +229,10 @@ impl Source {
 
     fn put(&self, identity: TlsIdentity, ready: &mut Option<Part>) {
         let (id, serial) = (identity.id().clone(), identity.svid().serial().to_owned());
-        let left = identity.not_after().duration_since(self.clock.now()).unwrap_or_default();
+        let left = identity
+            .not_after()
+            .duration_since(self.clock.now())
+            .unwrap_or_default();
         self.metrics.identity_updated(identity.not_after());
         let known = self.publish.borrow().clone();
         match known {
@@ -218,7 +250,10 @@ impl Source {
 
 fn read_bundle(domain: TrustDomain, roots: &[u8]) -> Result<Bundle, FrameError> {
     let name = domain.to_string();
-    Bundle::from_der_concat(domain, roots).map_err(|cause| FrameError::Bundle { domain: name, cause })
+    Bundle::from_der_concat(domain, roots).map_err(|cause| FrameError::Bundle {
+        domain: name,
+        cause,
+    })
 }
 
 async fn connect(socket: &Path) -> Result<Channel, IdentityError> {
@@ -232,7 +267,10 @@ async fn connect(socket: &Path) -> Result<Channel, IdentityError> {
         .connect_timeout(Duration::from_secs(5))
         .connect_with_connector(dial)
         .await
-        .map_err(|cause| IdentityError::Unreachable { path: socket.to_owned(), cause })
+        .map_err(|cause| IdentityError::Unreachable {
+            path: socket.to_owned(),
+            cause,
+        })
 }
 
 /// A number from 0 to 255 that differs between processes and calls.

@@ -4,7 +4,6 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
@@ -15,7 +14,10 @@ use mesh_runtime::accept::Permit as Slot;
 use mesh_runtime::clock::Clock;
 use mesh_runtime::drain::{DrainWatch, Held};
 use mesh_runtime::errors::ErrorChain;
-use mesh_tls::{Authorizer, ClientPolicy, HandshakeError, IdentityCell, Peer, ServerConfig, ServerStream, Session};
+use mesh_tls::{
+    Authorizer, ClientPolicy, HandshakeError, IdentityCell, Peer, ServerConfig, ServerStream,
+    Session,
+};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
@@ -57,7 +59,12 @@ pub(crate) fn tls(cell: &IdentityCell, protocol: Protocol, clock: &Clock) -> Arc
         Protocol::Http => &[b"h2", b"http/1.1"],
         Protocol::Tcp => &[],
     };
-    mesh_tls::server_config(cell, ClientPolicy::Required(Authorizer::any_verified()), alpn, clock.as_fn())
+    mesh_tls::server_config(
+        cell,
+        ClientPolicy::Required(Authorizer::any_verified()),
+        alpn,
+        clock.as_fn(),
+    )
 }
 
 impl InboundDoor {
@@ -65,10 +72,19 @@ impl InboundDoor {
     pub(crate) async fn serve(self: Arc<Self>, stream: TcpStream, slot: Slot, drain: DrainWatch) {
         let _open = self.metrics.open("inbound");
         let held = drain.hold();
-        let Ok(address) = stream.peer_addr() else { return };
-        let Some((stream, peer)) = self.handshake(stream, address).await else { return };
+        let Ok(address) = stream.peer_addr() else {
+            return;
+        };
+        let Some((stream, peer)) = self.handshake(stream, address).await else {
+            return;
+        };
         let own = self.cell.current();
-        let life = Life::new(self.clock.now(), peer.not_after, own.not_after(), RETIRE_EARLY);
+        let life = Life::new(
+            self.clock.now(),
+            peer.not_after,
+            own.not_after(),
+            RETIRE_EARLY,
+        );
         match self.protocol {
             Protocol::Http => self.http(stream, peer, address, life, held).await,
             Protocol::Tcp => self.tcp(stream, peer, address, life, held).await,
@@ -76,7 +92,11 @@ impl InboundDoor {
         drop(slot);
     }
 
-    async fn handshake(&self, stream: TcpStream, address: SocketAddr) -> Option<(ServerStream<TcpStream>, Peer)> {
+    async fn handshake(
+        &self,
+        stream: TcpStream,
+        address: SocketAddr,
+    ) -> Option<(ServerStream<TcpStream>, Peer)> {
         let limit = self.limits.handshake.get();
         let shaken = timeout(limit, async {
             // The wait for a turn counts too: a flood of handshakes is shed here.
@@ -108,8 +128,12 @@ impl InboundDoor {
         self.metrics.handshake("server", code, None);
         // A port scan is no event; a peer that we refused, with its reason, is one.
         match error {
-            HandshakeError::PeerRefused(_) => tracing::warn!(code, peer = %address, error = %ErrorChain(error), "handshake refused"),
-            _ => tracing::debug!(code, peer = %address, error = %ErrorChain(error), "handshake failed"),
+            HandshakeError::PeerRefused(_) => {
+                tracing::warn!(code, peer = %address, error = %ErrorChain(error), "handshake refused")
+            }
+            _ => {
+                tracing::debug!(code, peer = %address, error = %ErrorChain(error), "handshake failed")
+            }
         }
         self.recorder.line(|line| {
             line.time("time", self.clock.now());
@@ -121,7 +145,14 @@ impl InboundDoor {
         });
     }
 
-    async fn http(&self, stream: ServerStream<TcpStream>, peer: Peer, address: SocketAddr, life: Life, held: Held) {
+    async fn http(
+        &self,
+        stream: ServerStream<TcpStream>,
+        peer: Peer,
+        address: SocketAddr,
+        life: Life,
+        held: Held,
+    ) {
         let own = self.cell.current();
         let side = Arc::new(Side::new(
             "inbound",
@@ -147,17 +178,30 @@ impl InboundDoor {
         let signals = signals(life, &self.cell, &peer, &self.clock, held);
         let pool = Arc::clone(&self.pool);
         let shared = Arc::clone(&side);
-        let cut = http::serve(&http::server(&self.limits, versions), TokioIo::new(stream), signals, move |request| {
-            let (side, judge, pool) = (Arc::clone(&shared), Arc::clone(&judge), Arc::clone(&pool));
-            async move { request::inbound(&side, &judge, &pool, request).await }
-        })
+        let cut = http::serve(
+            &http::server(&self.limits, versions),
+            TokioIo::new(stream),
+            signals,
+            move |request| {
+                let (side, judge, pool) =
+                    (Arc::clone(&shared), Arc::clone(&judge), Arc::clone(&pool));
+                async move { request::inbound(&side, &judge, &pool, request).await }
+            },
+        )
         .await;
         if let Some(cut) = cut {
             self.cut(cut, &side.source, address);
         }
     }
 
-    async fn tcp(&self, stream: ServerStream<TcpStream>, peer: Peer, address: SocketAddr, life: Life, held: Held) {
+    async fn tcp(
+        &self,
+        stream: ServerStream<TcpStream>,
+        peer: Peer,
+        address: SocketAddr,
+        life: Life,
+        held: Held,
+    ) {
         let began = (self.clock.now(), self.clock.monotonic());
         // Subscribed before it is decided: a change in between is seen, not missed.
         let mut changes = self.policies.subscribe();
@@ -166,12 +210,32 @@ impl InboundDoor {
         let id = self.recorder.next_id(began.0);
         let asked = format!("tcp {port}");
         let own: Arc<str> = self.cell.current().id().as_str().into();
-        let mut record = TcpRecord { door: self, source: &source, own: &own, peer: &peer, address, id, began, decided: None, denied: false };
+        let mut record = TcpRecord {
+            door: self,
+            source: &source,
+            own: &own,
+            peer: &peer,
+            address,
+            id,
+            began,
+            decided: None,
+            denied: false,
+        };
         let permit = match decide::connection(&self.policies, &peer.id, port) {
             Ok(permit) => permit,
             Err(denied) => {
-                let code = if denied.decided.reason == Reason::NotReady { "FNL3004" } else { "FNL3003" };
-                let judged = Judged { id, source: &source, peer: address, decided: &denied.decided, asked: &asked };
+                let code = if denied.decided.reason == Reason::NotReady {
+                    "FNL3004"
+                } else {
+                    "FNL3003"
+                };
+                let judged = Judged {
+                    id,
+                    source: &source,
+                    peer: address,
+                    decided: &denied.decided,
+                    asked: &asked,
+                };
                 self.recorder.denied(&judged, code, &denied.why);
                 record.decided = Some(denied.decided);
                 record.denied = true;
@@ -179,12 +243,25 @@ impl InboundDoor {
                 return;
             }
         };
-        self.recorder.allowed(&Judged { id, source: &source, peer: address, decided: permit.decided(), asked: &asked }, began.0);
+        self.recorder.allowed(
+            &Judged {
+                id,
+                source: &source,
+                peer: address,
+                decided: permit.decided(),
+                asked: &asked,
+            },
+            began.0,
+        );
         record.decided = Some(permit.decided().clone());
         let upstream = match self.open(&permit).await {
             Ok(upstream) => upstream,
             Err(error) => {
-                record.write(&l4::Carried::default(), Some("FNL3026"), Some(&error.to_string()));
+                record.write(
+                    &l4::Carried::default(),
+                    Some("FNL3026"),
+                    Some(&error.to_string()),
+                );
                 return;
             }
         };
@@ -205,13 +282,27 @@ impl InboundDoor {
         if let Some(cut) = carried.cut {
             self.cut(cut, &source, address);
         }
-        record.write(&carried, why.as_ref().map(|w| w.0), why.as_ref().map(|w| w.1.as_str()));
+        record.write(
+            &carried,
+            why.as_ref().map(|w| w.0),
+            why.as_ref().map(|w| w.1.as_str()),
+        );
     }
 
     /// Opens the way to the application. Without a permit there is none.
     async fn open(&self, _: &Permit) -> std::io::Result<TcpStream> {
-        let late = || std::io::Error::new(std::io::ErrorKind::TimedOut, "the application does not accept connections");
-        let stream = timeout(self.limits.connect.get(), TcpStream::connect(self.application)).await.map_err(|_| late())??;
+        let late = || {
+            std::io::Error::new(
+                std::io::ErrorKind::TimedOut,
+                "the application does not accept connections",
+            )
+        };
+        let stream = timeout(
+            self.limits.connect.get(),
+            TcpStream::connect(self.application),
+        )
+        .await
+        .map_err(|_| late())??;
         stream.set_nodelay(true)?;
         Ok(stream)
     }
@@ -221,14 +312,23 @@ impl InboundDoor {
         // The proxy's own end and idleness are nobody's denial.
         if matches!(cut, Cut::Policy | Cut::Trust | Cut::Expired) {
             tracing::info!(code = cut.code(), %source, peer = %address, "{cut}");
-            self.recorder.cut(source, address, cut.code(), &cut.to_string());
+            self.recorder
+                .cut(source, address, cut.code(), &cut.to_string());
         }
     }
 }
 
 fn tls_facts(peer: &Peer) -> TlsFacts {
-    let Session { cipher, key_exchange, .. } = &peer.session;
-    TlsFacts { serial: peer.serial.as_str().into(), cipher, group: key_exchange }
+    let Session {
+        cipher,
+        key_exchange,
+        ..
+    } = &peer.session;
+    TlsFacts {
+        serial: peer.serial.as_str().into(),
+        cipher,
+        group: key_exchange,
+    }
 }
 
 /// The record of one TCP connection.
@@ -257,9 +357,15 @@ impl TcpRecord<'_> {
         metrics.tcp_closed(&labels, carried.from_client, carried.to_client);
         if let Some(decided) = &self.decided {
             let word = if self.denied { "deny" } else { "allow" };
-            metrics.decision_counter(word, reason_label(decided.reason), decided.policy.as_ref()).inc();
+            metrics
+                .decision_counter(word, reason_label(decided.reason), decided.policy.as_ref())
+                .inc();
         }
-        let took = self.door.clock.monotonic().saturating_duration_since(self.began.1);
+        let took = self
+            .door
+            .clock
+            .monotonic()
+            .saturating_duration_since(self.began.1);
         self.door.recorder.line(|line| {
             line.time("time", self.began.0);
             line.text("direction", "inbound");
@@ -287,7 +393,10 @@ impl TcpRecord<'_> {
             }
             line.number("bytes_received", carried.from_client);
             line.number("bytes_sent", carried.to_client);
-            line.number("duration_us", u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
+            line.number(
+                "duration_us",
+                u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
+            );
             line.text("tls_cipher", self.peer.session.cipher);
             line.text("tls_group", self.peer.session.key_exchange);
             line.text("peer_serial", &self.peer.serial);
@@ -296,7 +405,12 @@ impl TcpRecord<'_> {
 }
 
 /// Ends when the policy in force no longer allows the connection.
-async fn denied_later(policies: &Policies, changes: &mut tokio::sync::watch::Receiver<u64>, peer: &Peer, port: u16) {
+async fn denied_later(
+    policies: &Policies,
+    changes: &mut tokio::sync::watch::Receiver<u64>,
+    peer: &Peer,
+    port: u16,
+) {
     while changes.changed().await.is_ok() {
         changes.borrow_and_update();
         if decide::connection(policies, &peer.id, port).is_err() {
@@ -307,7 +421,13 @@ async fn denied_later(policies: &Policies, changes: &mut tokio::sync::watch::Rec
 }
 
 /// What an HTTP connection is told during its life.
-fn signals(life: Life, cell: &IdentityCell, peer: &Peer, clock: &Clock, held: Held) -> FuturesUnordered<BoxFuture<'static, Signal>> {
+fn signals(
+    life: Life,
+    cell: &IdentityCell,
+    peer: &Peer,
+    clock: &Clock,
+    held: Held,
+) -> FuturesUnordered<BoxFuture<'static, Signal>> {
     let (cell, peer, clock) = (cell.clone(), peer.clone(), clock.clone());
     let held = Arc::new(held);
     let retire = {
@@ -335,4 +455,3 @@ fn signals(life: Life, cell: &IdentityCell, peer: &Peer, clock: &Clock, held: He
 pub(crate) fn handshakes(limits: &Limits) -> Semaphore {
     Semaphore::new(limits.handshakes.min(Semaphore::MAX_PERMITS))
 }
-

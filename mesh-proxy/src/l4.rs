@@ -22,7 +22,12 @@ pub(crate) struct Carried {
 }
 
 /// Carries until both sides have closed, one of them fails, nothing happens for `idle`, or `end` says so.
-pub(crate) async fn carry<C, U>(client: C, upstream: U, idle: Duration, end: impl Future<Output = Cut>) -> Carried
+pub(crate) async fn carry<C, U>(
+    client: C,
+    upstream: U,
+    idle: Duration,
+    end: impl Future<Output = Cut>,
+) -> Carried
 where
     C: AsyncRead + AsyncWrite,
     U: AsyncRead + AsyncWrite,
@@ -30,7 +35,11 @@ where
     let (mut from_client, mut to_client) = tokio::io::split(client);
     let (mut from_upstream, mut to_upstream) = tokio::io::split(upstream);
     let mut carried = Carried::default();
-    let Carried { from_client: up, to_client: down, .. } = &mut carried;
+    let Carried {
+        from_client: up,
+        to_client: down,
+        ..
+    } = &mut carried;
     let (activity, quiet) = tokio::sync::watch::channel(());
     let both = async {
         let up = one_way(&mut from_client, &mut to_upstream, up, &activity);
@@ -48,7 +57,12 @@ where
     carried
 }
 
-async fn one_way<R, W>(from: &mut R, to: &mut W, count: &mut u64, activity: &tokio::sync::watch::Sender<()>) -> io::Result<()>
+async fn one_way<R, W>(
+    from: &mut R,
+    to: &mut W,
+    count: &mut u64,
+    activity: &tokio::sync::watch::Sender<()>,
+) -> io::Result<()>
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
@@ -70,5 +84,8 @@ where
 
 /// Ends when nothing was carried for `idle`.
 async fn silence(mut activity: tokio::sync::watch::Receiver<()>, idle: Duration) {
-    while timeout(idle, activity.changed()).await.is_ok_and(|changed| changed.is_ok()) {}
+    while timeout(idle, activity.changed())
+        .await
+        .is_ok_and(|changed| changed.is_ok())
+    {}
 }

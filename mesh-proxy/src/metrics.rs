@@ -101,7 +101,10 @@ struct KindLabels {
 }
 
 fn milliseconds() -> Histogram {
-    Histogram::new([0.5, 1.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0, 5000.0, 10000.0, 30000.0, 60000.0, 300_000.0])
+    Histogram::new([
+        0.5, 1.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0, 5000.0, 10000.0,
+        30000.0, 60000.0, 300_000.0,
+    ])
 }
 
 impl ProxyMetrics {
@@ -128,23 +131,73 @@ impl ProxyMetrics {
             peers: Mutex::new(HashSet::new()),
         };
         registry.register("istio_requests", "Requests", inner.requests.clone());
-        registry.register("istio_request_duration_milliseconds", "Duration of requests", inner.durations.clone());
-        registry.register("istio_tcp_connections_opened", "TCP connections opened", inner.tcp_opened.clone());
-        registry.register("istio_tcp_connections_closed", "TCP connections closed", inner.tcp_closed.clone());
-        registry.register("istio_tcp_sent_bytes", "Bytes to the client of a TCP connection", inner.tcp_sent.clone());
-        registry.register("istio_tcp_received_bytes", "Bytes from the client of a TCP connection", inner.tcp_received.clone());
-        registry.register("mesh_proxy_authorization_decisions", "Decisions", inner.decisions.clone());
-        registry.register("mesh_proxy_tls_handshakes", "TLS handshakes", inner.handshakes.clone());
-        registry.register("mesh_proxy_connections", "Open connections", inner.connections.clone());
-        registry.register("mesh_proxy_cut", "Connections and streams ended by policy, expiry or withdrawn trust", inner.cut.clone());
-        registry.register("mesh_proxy_identity_failures", "Failures on the way to an SVID", inner.identity_failures.clone());
-        registry.register("mesh_proxy_records_lost", "Records that could not be written in time", inner.records_lost.clone());
-        Self { inner: Arc::new(inner) }
+        registry.register(
+            "istio_request_duration_milliseconds",
+            "Duration of requests",
+            inner.durations.clone(),
+        );
+        registry.register(
+            "istio_tcp_connections_opened",
+            "TCP connections opened",
+            inner.tcp_opened.clone(),
+        );
+        registry.register(
+            "istio_tcp_connections_closed",
+            "TCP connections closed",
+            inner.tcp_closed.clone(),
+        );
+        registry.register(
+            "istio_tcp_sent_bytes",
+            "Bytes to the client of a TCP connection",
+            inner.tcp_sent.clone(),
+        );
+        registry.register(
+            "istio_tcp_received_bytes",
+            "Bytes from the client of a TCP connection",
+            inner.tcp_received.clone(),
+        );
+        registry.register(
+            "mesh_proxy_authorization_decisions",
+            "Decisions",
+            inner.decisions.clone(),
+        );
+        registry.register(
+            "mesh_proxy_tls_handshakes",
+            "TLS handshakes",
+            inner.handshakes.clone(),
+        );
+        registry.register(
+            "mesh_proxy_connections",
+            "Open connections",
+            inner.connections.clone(),
+        );
+        registry.register(
+            "mesh_proxy_cut",
+            "Connections and streams ended by policy, expiry or withdrawn trust",
+            inner.cut.clone(),
+        );
+        registry.register(
+            "mesh_proxy_identity_failures",
+            "Failures on the way to an SVID",
+            inner.identity_failures.clone(),
+        );
+        registry.register(
+            "mesh_proxy_records_lost",
+            "Records that could not be written in time",
+            inner.records_lost.clone(),
+        );
+        Self {
+            inner: Arc::new(inner),
+        }
     }
 
     /// The label value for a peer: its ID, or `overflow` when there are too many.
     pub(crate) fn peer_label(&self, id: &str) -> Arc<str> {
-        let mut peers = self.inner.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut peers = self
+            .inner
+            .peers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = peers.get(id) {
             return Arc::clone(known);
         }
@@ -168,23 +221,56 @@ impl ProxyMetrics {
 
     pub(crate) fn tcp_closed(&self, labels: &TcpLabels, from_client: u64, to_client: u64) {
         self.inner.tcp_closed.get_or_create(labels).inc();
-        self.inner.tcp_received.get_or_create(labels).inc_by(from_client);
+        self.inner
+            .tcp_received
+            .get_or_create(labels)
+            .inc_by(from_client);
         self.inner.tcp_sent.get_or_create(labels).inc_by(to_client);
     }
 
-    pub(crate) fn decision_counter(&self, decision: &'static str, reason: &'static str, policy: Option<&Arc<str>>) -> Counter {
+    pub(crate) fn decision_counter(
+        &self,
+        decision: &'static str,
+        reason: &'static str,
+        policy: Option<&Arc<str>>,
+    ) -> Counter {
         let policy = policy.map_or_else(|| "none".into(), Arc::clone);
-        self.inner.decisions.get_or_create(&DecisionLabels { direction: "inbound", decision, reason, policy }).clone()
+        self.inner
+            .decisions
+            .get_or_create(&DecisionLabels {
+                direction: "inbound",
+                decision,
+                reason,
+                policy,
+            })
+            .clone()
     }
 
-    pub(crate) fn handshake(&self, role: &'static str, result: &'static str, session: Option<&mesh_tls::Session>) {
+    pub(crate) fn handshake(
+        &self,
+        role: &'static str,
+        result: &'static str,
+        session: Option<&mesh_tls::Session>,
+    ) {
         let (cipher, group) = session.map_or(("", ""), |s| (s.cipher, s.key_exchange));
-        self.inner.handshakes.get_or_create(&HandshakeLabels { role, result, cipher, group }).inc();
+        self.inner
+            .handshakes
+            .get_or_create(&HandshakeLabels {
+                role,
+                result,
+                cipher,
+                group,
+            })
+            .inc();
     }
 
     /// Counts a connection as open until the guard is dropped.
     pub(crate) fn open(&self, direction: &'static str) -> OpenGuard {
-        let gauge = self.inner.connections.get_or_create(&DirectionLabels { direction }).clone();
+        let gauge = self
+            .inner
+            .connections
+            .get_or_create(&DirectionLabels { direction })
+            .clone();
         gauge.inc();
         OpenGuard(gauge)
     }
@@ -203,12 +289,17 @@ impl ProxyMetrics {
     }
 
     pub(crate) fn identity_failed(&self, code: &'static str) {
-        self.inner.identity_failures.get_or_create(&CodeLabels { code }).inc();
+        self.inner
+            .identity_failures
+            .get_or_create(&CodeLabels { code })
+            .inc();
     }
 
     pub(crate) fn policy_applied(&self, now: SystemTime, unenforceable: usize) {
         self.inner.policy_applied.set(seconds(now));
-        self.inner.policy_unenforceable.set(i64::try_from(unenforceable).unwrap_or(i64::MAX));
+        self.inner
+            .policy_unenforceable
+            .set(i64::try_from(unenforceable).unwrap_or(i64::MAX));
     }
 
     pub(crate) fn policy_rejected(&self) {
@@ -216,7 +307,10 @@ impl ProxyMetrics {
     }
 
     pub(crate) fn record_lost(&self, kind: &'static str) {
-        self.inner.records_lost.get_or_create(&KindLabels { kind }).inc();
+        self.inner
+            .records_lost
+            .get_or_create(&KindLabels { kind })
+            .inc();
     }
 }
 
@@ -231,6 +325,8 @@ impl Drop for OpenGuard {
 }
 
 fn seconds(time: SystemTime) -> i64 {
-    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let since = time
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
     i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }

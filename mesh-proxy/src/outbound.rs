@@ -47,7 +47,12 @@ pub(crate) fn tls(door: &Outbound, cell: &IdentityCell, clock: &Clock) -> Arc<Cl
         Protocol::Http => &[b"h2", b"http/1.1"],
         Protocol::Tcp => &[],
     };
-    mesh_tls::client_config(cell, Authorizer::exactly(door.server_id.clone()), alpn, clock.as_fn())
+    mesh_tls::client_config(
+        cell,
+        Authorizer::exactly(door.server_id.clone()),
+        alpn,
+        clock.as_fn(),
+    )
 }
 
 impl OutboundDoor {
@@ -63,7 +68,9 @@ impl OutboundDoor {
     }
 
     async fn http(&self, stream: TcpStream, held: Held) {
-        let Ok(address) = stream.peer_addr() else { return };
+        let Ok(address) = stream.peer_addr() else {
+            return;
+        };
         let side = Arc::new(Side::new(
             "outbound",
             Arc::clone(&self.name),
@@ -76,10 +83,15 @@ impl OutboundDoor {
             self.clock.clone(),
         ));
         let pool = Arc::clone(&self.pool);
-        let cut = http::serve(&http::server(&self.limits, Versions::Either), TokioIo::new(stream), signals(held), move |request| {
-            let (side, pool) = (Arc::clone(&side), Arc::clone(&pool));
-            async move { request::outbound(&side, &pool, request).await }
-        })
+        let cut = http::serve(
+            &http::server(&self.limits, Versions::Either),
+            TokioIo::new(stream),
+            signals(held),
+            move |request| {
+                let (side, pool) = (Arc::clone(&side), Arc::clone(&pool));
+                async move { request::outbound(&side, &pool, request).await }
+            },
+        )
         .await;
         if let Some(cut) = cut {
             self.metrics.cut(cut.code());
@@ -91,10 +103,24 @@ impl OutboundDoor {
         let limit = self.limits.connect.get();
         let (upstream, peer) = match timeout(limit, self.connect()).await {
             Ok(Ok(connected)) => connected,
-            Ok(Err(failed)) => return self.write(began, &l4::Carried::default(), None, Some(failed)),
-            Err(_) => return self.write(began, &l4::Carried::default(), None, Some(("FNL3028", format!("no connection within {limit:?}")))),
+            Ok(Err(failed)) => {
+                return self.write(began, &l4::Carried::default(), None, Some(failed));
+            }
+            Err(_) => {
+                return self.write(
+                    began,
+                    &l4::Carried::default(),
+                    None,
+                    Some(("FNL3028", format!("no connection within {limit:?}"))),
+                );
+            }
         };
-        let life = Life::new(self.clock.now(), peer.not_after, self.cell.current().not_after(), 0.0);
+        let life = Life::new(
+            self.clock.now(),
+            peer.not_after,
+            self.cell.current().not_after(),
+            0.0,
+        );
         let alert = upstream.alert();
         let end = async {
             tokio::select! {
@@ -117,7 +143,9 @@ impl OutboundDoor {
     }
 
     async fn connect(&self) -> Result<(ClientStream<TcpStream>, Peer), (&'static str, String)> {
-        let stream = TcpStream::connect(self.to).await.map_err(|error| ("FNL3037", error.to_string()))?;
+        let stream = TcpStream::connect(self.to)
+            .await
+            .map_err(|error| ("FNL3037", error.to_string()))?;
         // A socket that is already gone shows itself at the first write.
         stream.set_nodelay(true).ok();
         match mesh_tls::connect(&self.tls, stream).await {
@@ -132,7 +160,13 @@ impl OutboundDoor {
         }
     }
 
-    fn write(&self, began: (std::time::SystemTime, tokio::time::Instant), carried: &l4::Carried, peer: Option<&Peer>, why: Option<(&'static str, String)>) {
+    fn write(
+        &self,
+        began: (std::time::SystemTime, tokio::time::Instant),
+        carried: &l4::Carried,
+        peer: Option<&Peer>,
+        why: Option<(&'static str, String)>,
+    ) {
         let own = self.cell.current();
         let labels = TcpLabels {
             reporter: "source",
@@ -141,7 +175,8 @@ impl OutboundDoor {
             response_flags: if why.is_some() { "UF" } else { "-" },
         };
         self.metrics.tcp_opened(&labels);
-        self.metrics.tcp_closed(&labels, carried.from_client, carried.to_client);
+        self.metrics
+            .tcp_closed(&labels, carried.from_client, carried.to_client);
         let took = self.clock.monotonic().saturating_duration_since(began.1);
         self.recorder.line(|line| {
             line.time("time", began.0);
@@ -157,7 +192,10 @@ impl OutboundDoor {
             }
             line.number("bytes_received", carried.from_client);
             line.number("bytes_sent", carried.to_client);
-            line.number("duration_us", u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
+            line.number(
+                "duration_us",
+                u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
+            );
             if let Some(peer) = peer {
                 line.text("tls_cipher", peer.session.cipher);
                 line.text("tls_group", peer.session.key_exchange);

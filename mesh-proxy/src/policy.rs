@@ -35,9 +35,19 @@ struct Inner {
 impl Policies {
     /// Nothing was read yet: everything is denied.
     pub(crate) fn not_ready() -> Self {
-        let none = Snapshot { generation: 0, revision: "none".into(), policy: CompiledPolicy::not_ready() };
-        let inner = Inner { current: ArcSwap::from_pointee(none), generation: AtomicU64::new(0), changes: watch::Sender::new(0) };
-        Self { inner: Arc::new(inner) }
+        let none = Snapshot {
+            generation: 0,
+            revision: "none".into(),
+            policy: CompiledPolicy::not_ready(),
+        };
+        let inner = Inner {
+            current: ArcSwap::from_pointee(none),
+            generation: AtomicU64::new(0),
+            changes: watch::Sender::new(0),
+        };
+        Self {
+            inner: Arc::new(inner),
+        }
     }
 
     /// The snapshot in force now.
@@ -56,7 +66,11 @@ impl Policies {
         self.inner.changes.send_modify(|seen| {
             *seen += 1;
             generation = *seen;
-            self.inner.current.store(Arc::new(Snapshot { generation, revision, policy }));
+            self.inner.current.store(Arc::new(Snapshot {
+                generation,
+                revision,
+                policy,
+            }));
             // After the snapshot: whoever sees the new number finds the new snapshot.
             self.inner.generation.store(generation, Ordering::Release);
         });

@@ -96,20 +96,46 @@ impl Recorder {
         let thread = match (out, &lines) {
             (Some(out), Some(lines)) => {
                 let lines = Arc::clone(lines);
-                Some(std::thread::Builder::new().name("access-log".to_owned()).spawn(move || write_lines(&lines, out))?)
+                Some(
+                    std::thread::Builder::new()
+                        .name("access-log".to_owned())
+                        .spawn(move || write_lines(&lines, out))?,
+                )
             }
             _ => None,
         };
         let (sender, writer) = match audit {
             Some(log) => {
                 let (sender, events) = mpsc::channel(MOST_RECORDS);
-                (Some(sender), Some(AuditWriter { log, events, metrics: metrics.clone() }))
+                (
+                    Some(sender),
+                    Some(AuditWriter {
+                        log,
+                        events,
+                        metrics: metrics.clone(),
+                    }),
+                )
             }
             None => (None, None),
         };
-        let access = AccessWriter { lines: lines.clone(), thread };
-        let inner = Inner { lines, audit: sender, metrics, ids: DecisionIds::new(), allowed: Mutex::new(HashMap::new()) };
-        Ok((Self { inner: Arc::new(inner) }, access, writer))
+        let access = AccessWriter {
+            lines: lines.clone(),
+            thread,
+        };
+        let inner = Inner {
+            lines,
+            audit: sender,
+            metrics,
+            ids: DecisionIds::new(),
+            allowed: Mutex::new(HashMap::new()),
+        };
+        Ok((
+            Self {
+                inner: Arc::new(inner),
+            },
+            access,
+            writer,
+        ))
     }
 
     pub(crate) fn next_id(&self, now: SystemTime) -> DecisionId {
@@ -123,7 +149,9 @@ impl Recorder {
 
     /// Adds one line. `compose` writes it, without line feed, straight into the buffer.
     pub(crate) fn line(&self, compose: impl FnOnce(&mut Line<'_>)) {
-        let Some(lines) = &self.inner.lines else { return };
+        let Some(lines) = &self.inner.lines else {
+            return;
+        };
         let mut waiting = lines.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         if waiting.bytes.len() > MOST_WAITING {
             drop(waiting);
@@ -132,7 +160,10 @@ impl Recorder {
         }
         let was_empty = waiting.bytes.is_empty();
         waiting.bytes.push(b'{');
-        let mut line = Line { bytes: &mut waiting.bytes, first: true };
+        let mut line = Line {
+            bytes: &mut waiting.bytes,
+            first: true,
+        };
         compose(&mut line);
         waiting.bytes.extend_from_slice(b"}\n");
         drop(waiting);
@@ -149,7 +180,9 @@ impl Recorder {
             action: Action("authz.deny"),
             actor: Actor::workload(judged.source.to_string()).authn("mtls"),
             origin: Some(Origin::tcp(judged.peer)),
-            object: Object::new("request").id(judged.id.to_string()).name(short(judged.asked)),
+            object: Object::new("request")
+                .id(judged.id.to_string())
+                .name(short(judged.asked)),
             decision: Some(decision),
             outcome: Outcome::Denied,
             code: Some(code),
@@ -158,10 +191,20 @@ impl Recorder {
 
     /// An audit record for the first request of a minute that a policy allowed a caller, with the number of the minute before.
     pub(crate) fn allowed(&self, judged: &Judged<'_>, now: SystemTime) {
-        let (Some(policy), Some(_)) = (&judged.decided.policy, &self.inner.audit) else { return };
-        let minute = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs() / 60;
+        let (Some(policy), Some(_)) = (&judged.decided.policy, &self.inner.audit) else {
+            return;
+        };
+        let minute = now
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_secs()
+            / 60;
         let before = {
-            let mut pairs = self.inner.allowed.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut pairs = self
+                .inner
+                .allowed
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
             if pairs.len() >= MOST_PAIRS {
                 pairs.retain(|_, seen| seen.minute == minute);
             }
@@ -170,7 +213,12 @@ impl Recorder {
                 self.inner.metrics.record_lost("audit");
                 return;
             }
-            let seen = pairs.entry((Arc::clone(judged.source), Arc::clone(policy))).or_insert(Allowed { minute: 0, count: 0 });
+            let seen = pairs
+                .entry((Arc::clone(judged.source), Arc::clone(policy)))
+                .or_insert(Allowed {
+                    minute: 0,
+                    count: 0,
+                });
             if seen.minute == minute {
                 seen.count += 1;
                 return;
@@ -180,12 +228,15 @@ impl Recorder {
             before
         };
         let mut decision = describe(judged.decided, Decision::allow());
-        decision.reason = (before > 0).then(|| format!("first of this minute; {before} in the minute it was last seen"));
+        decision.reason = (before > 0)
+            .then(|| format!("first of this minute; {before} in the minute it was last seen"));
         self.send(Event {
             action: Action("authz.allow"),
             actor: Actor::workload(judged.source.to_string()).authn("mtls"),
             origin: Some(Origin::tcp(judged.peer)),
-            object: Object::new("request").id(judged.id.to_string()).name(short(judged.asked)),
+            object: Object::new("request")
+                .id(judged.id.to_string())
+                .name(short(judged.asked)),
             decision: Some(decision),
             outcome: Outcome::Success,
             code: None,
@@ -206,14 +257,42 @@ impl Recorder {
     }
 
     pub(crate) fn policy_applied(&self, file: &Path, before: &str, after: &str) {
-        self.policy_event(file, Some(before), Some(after), Outcome::Success, None, None);
+        self.policy_event(
+            file,
+            Some(before),
+            Some(after),
+            Outcome::Success,
+            None,
+            None,
+        );
     }
 
-    pub(crate) fn policy_refused(&self, file: &Path, in_force: &str, code: &'static str, why: &str) {
-        self.policy_event(file, Some(in_force), None, Outcome::Failure, Some(code), Some(why));
+    pub(crate) fn policy_refused(
+        &self,
+        file: &Path,
+        in_force: &str,
+        code: &'static str,
+        why: &str,
+    ) {
+        self.policy_event(
+            file,
+            Some(in_force),
+            None,
+            Outcome::Failure,
+            Some(code),
+            Some(why),
+        );
     }
 
-    fn policy_event(&self, file: &Path, before: Option<&str>, after: Option<&str>, outcome: Outcome, code: Option<&'static str>, why: Option<&str>) {
+    fn policy_event(
+        &self,
+        file: &Path,
+        before: Option<&str>,
+        after: Option<&str>,
+        outcome: Outcome,
+        code: Option<&'static str>,
+        why: Option<&str>,
+    ) {
         let mut object = Object::new("policy").name(short(&file.display()));
         object.before = before.map(str::to_owned);
         object.after = after.map(str::to_owned);
@@ -279,7 +358,10 @@ impl Line<'_> {
             cut -= 1;
         }
         let value = &value[..cut];
-        if value.bytes().all(|b| (0x20..0x7f).contains(&b) && b != b'"' && b != b'\\') {
+        if value
+            .bytes()
+            .all(|b| (0x20..0x7f).contains(&b) && b != b'"' && b != b'\\')
+        {
             self.bytes.extend_from_slice(value.as_bytes());
         } else {
             let mut escaped = String::with_capacity(value.len() + 16);
@@ -321,12 +403,17 @@ impl Line<'_> {
 
     pub(crate) fn time(&mut self, key: &str, time: SystemTime) {
         self.key(key);
-        let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let since = time
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
         let (days, second) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
         let (year, month, day) = civil(days);
         let (hour, minute, rest) = (second / 3600, second / 60 % 60, second % 60);
         let micros = since.subsec_micros();
-        let _infallible = write!(self.bytes, "\"{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{rest:02}.{micros:06}Z\"");
+        let _infallible = write!(
+            self.bytes,
+            "\"{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{rest:02}.{micros:06}Z\""
+        );
     }
 }
 
@@ -339,7 +426,11 @@ fn civil(days: u64) -> (u64, u64, u64) {
     let day_of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let shifted_month = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    let month = if shifted_month < 10 {
+        shifted_month + 3
+    } else {
+        shifted_month - 9
+    };
     (year_of_era + era * 400 + u64::from(month <= 2), month, day)
 }
 
@@ -354,7 +445,11 @@ impl AccessWriter {
     /// Writes what still waits and ends the thread.
     pub(crate) fn close(self) {
         if let Some(lines) = self.lines {
-            lines.waiting.lock().unwrap_or_else(PoisonError::into_inner).closed = true;
+            lines
+                .waiting
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .closed = true;
             lines.arrived.notify_one();
         }
         if let Some(thread) = self.thread
@@ -372,7 +467,10 @@ fn write_lines(lines: &Lines, mut out: Box<dyn std::io::Write + Send>) {
         let closed = {
             let mut waiting = lines.waiting.lock().unwrap_or_else(PoisonError::into_inner);
             while waiting.bytes.is_empty() && !waiting.closed {
-                waiting = lines.arrived.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+                waiting = lines
+                    .arrived
+                    .wait(waiting)
+                    .unwrap_or_else(PoisonError::into_inner);
             }
             waiting.closed
         };
@@ -380,7 +478,14 @@ fn write_lines(lines: &Lines, mut out: Box<dyn std::io::Write + Send>) {
             // Lines that come now go out together: one wake-up and one write for all of them.
             std::thread::sleep(GATHER);
         }
-        std::mem::swap(&mut taken, &mut lines.waiting.lock().unwrap_or_else(PoisonError::into_inner).bytes);
+        std::mem::swap(
+            &mut taken,
+            &mut lines
+                .waiting
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .bytes,
+        );
         let written = out.write_all(&taken).and_then(|()| out.flush());
         match written {
             Err(error) if !failing => {

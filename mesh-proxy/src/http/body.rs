@@ -45,20 +45,37 @@ struct Upstream {
 
 impl ProxyBody {
     pub(crate) fn empty() -> Self {
-        Self { source: Source::Full(None) }
+        Self {
+            source: Source::Full(None),
+        }
     }
 
     pub(crate) fn full(bytes: Bytes) -> Self {
-        Self { source: Source::Full(Some(bytes)) }
+        Self {
+            source: Source::Full(Some(bytes)),
+        }
     }
 
     /// A body that comes from upstream. `bodiless`: no body follows whatever the headers say (HEAD, 204, 304).
-    pub(crate) fn upstream(incoming: Incoming, lease: Lease, exchange: Exchange, watch: Option<PolicyWatch>, bodiless: bool) -> Self {
-        let mut upstream = Upstream { incoming, lease: Some(lease), exchange: Some(exchange), watch };
+    pub(crate) fn upstream(
+        incoming: Incoming,
+        lease: Lease,
+        exchange: Exchange,
+        watch: Option<PolicyWatch>,
+        bodiless: bool,
+    ) -> Self {
+        let mut upstream = Upstream {
+            incoming,
+            lease: Some(lease),
+            exchange: Some(exchange),
+            watch,
+        };
         if bodiless || upstream.incoming.is_end_stream() {
             upstream.end();
         }
-        Self { source: Source::Upstream(Box::new(upstream)) }
+        Self {
+            source: Source::Upstream(Box::new(upstream)),
+        }
     }
 }
 
@@ -91,10 +108,17 @@ impl Upstream {
                 self.end();
                 Poll::Ready(None)
             }
-            Poll::Pending => match &mut self.watch {
-                Some(watch) if watch.poll_denied(cx).is_ready() => Poll::Ready(Some(Err(self.cut()))),
-                _ => Poll::Pending,
-            },
+            Poll::Pending => {
+                let denied = self
+                    .watch
+                    .as_mut()
+                    .is_some_and(|watch| watch.poll_denied(cx).is_ready());
+                if denied {
+                    Poll::Ready(Some(Err(self.cut())))
+                } else {
+                    Poll::Pending
+                }
+            }
         }
     }
 
@@ -134,7 +158,10 @@ impl Body for ProxyBody {
     type Data = Bytes;
     type Error = BodyError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match &mut self.source {
             Source::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Source::Upstream(upstream) => upstream.poll(cx),
@@ -150,7 +177,9 @@ impl Body for ProxyBody {
 
     fn size_hint(&self) -> SizeHint {
         match &self.source {
-            Source::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64),
+            Source::Full(bytes) => {
+                SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64)
+            }
             Source::Upstream(upstream) => upstream.incoming.size_hint(),
         }
     }
@@ -167,7 +196,13 @@ impl RequestBody {
     /// Passes a body on; the second value counts its bytes, if it can have any.
     pub(crate) fn new(incoming: Incoming) -> (Self, Option<Arc<AtomicU64>>) {
         let received = (!incoming.is_end_stream()).then(|| Arc::new(AtomicU64::new(0)));
-        (Self { incoming, received: received.clone() }, received)
+        (
+            Self {
+                incoming,
+                received: received.clone(),
+            },
+            received,
+        )
     }
 }
 
@@ -175,7 +210,10 @@ impl Body for RequestBody {
     type Data = Bytes;
     type Error = hyper::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let frame = match Pin::new(&mut self.incoming).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => frame,
             other => return other,

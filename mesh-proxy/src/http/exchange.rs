@@ -71,7 +71,10 @@ pub(crate) struct Host {
 }
 
 impl Side {
-    #[expect(clippy::too_many_arguments, reason = "one call per direction; a builder would say the same twice")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "one call per direction; a builder would say the same twice"
+    )]
     pub(crate) fn new(
         direction: &'static str,
         door: Arc<str>,
@@ -83,7 +86,10 @@ impl Side {
         metrics: ProxyMetrics,
         clock: Clock,
     ) -> Self {
-        let (source_label, destination_label) = (metrics.peer_label(&source), metrics.peer_label(&destination));
+        let (source_label, destination_label) = (
+            metrics.peer_label(&source),
+            metrics.peer_label(&destination),
+        );
         Self {
             direction,
             door,
@@ -113,20 +119,34 @@ impl Side {
         let text = std::str::from_utf8(raw).map_err(|_| mesh_policy::HostRefusal::Character)?;
         let canonical = CanonicalHost::parse(text)?;
         let shown = canonical.to_string();
-        let authority = Authority::try_from(shown.as_str()).map_err(|_| mesh_policy::HostRefusal::Character)?;
-        let header = HeaderValue::from_str(&shown).map_err(|_| mesh_policy::HostRefusal::Character)?;
-        let host = Host { raw: raw.into(), name: canonical.name().into(), authority, header };
+        let authority =
+            Authority::try_from(shown.as_str()).map_err(|_| mesh_policy::HostRefusal::Character)?;
+        let header =
+            HeaderValue::from_str(&shown).map_err(|_| mesh_policy::HostRefusal::Character)?;
+        let host = Host {
+            raw: raw.into(),
+            name: canonical.name().into(),
+            authority,
+            header,
+        };
         *known = Some(host.clone());
         Ok(host)
     }
 
     fn counters(&self, protocol: &'static str, status: u16, flag: &'static str) -> RequestCounters {
         let mut all = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = all.iter().find(|c| c.status == status && c.flag == flag && c.protocol == protocol) {
+        if let Some(known) = all
+            .iter()
+            .find(|c| c.status == status && c.flag == flag && c.protocol == protocol)
+        {
             return known.counters.clone();
         }
         let counters = self.metrics.request_counters(&RequestLabels {
-            reporter: if self.direction == "inbound" { "destination" } else { "source" },
+            reporter: if self.direction == "inbound" {
+                "destination"
+            } else {
+                "source"
+            },
             source_principal: Arc::clone(&self.source_label),
             destination_principal: Arc::clone(&self.destination_label),
             request_protocol: protocol,
@@ -135,7 +155,12 @@ impl Side {
             connection_security_policy: "mutual_tls",
         });
         if all.len() < 32 {
-            all.push(Counted { protocol, status, flag, counters: counters.clone() });
+            all.push(Counted {
+                protocol,
+                status,
+                flag,
+                counters: counters.clone(),
+            });
         }
         counters
     }
@@ -166,7 +191,9 @@ pub(crate) struct Exchange {
 
 impl fmt::Debug for Exchange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Exchange").field("id", &self.id).finish_non_exhaustive()
+        f.debug_struct("Exchange")
+            .field("id", &self.id)
+            .finish_non_exhaustive()
     }
 }
 
@@ -177,7 +204,11 @@ impl Exchange {
             began: side.clock.monotonic(),
             time,
             method: parts.method.clone(),
-            path: parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/")),
+            path: parts
+                .uri
+                .path_and_query()
+                .cloned()
+                .unwrap_or_else(|| PathAndQuery::from_static("/")),
             host: None,
             version: parts.version,
             grpc: super::refusal::is_grpc(&parts.headers),
@@ -199,10 +230,6 @@ impl Exchange {
         self.grpc
     }
 
-    pub(crate) fn time(&self) -> SystemTime {
-        self.time
-    }
-
     pub(crate) fn host(&mut self, name: &Arc<str>) {
         self.host = Some(Arc::clone(name));
     }
@@ -210,19 +237,49 @@ impl Exchange {
     pub(crate) fn allowed(&mut self, permit: &Permit) {
         let decided = permit.decided();
         self.decided = Some(decided.clone());
-        let minute = self.time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs() / 60;
+        let minute = self
+            .time
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_secs()
+            / 60;
         // Once per connection and minute here, once per caller, policy and minute there.
         if self.side.reported.swap(minute, Ordering::Relaxed) != minute {
-            let asked = Asked { method: &self.method, path: &self.path };
-            self.side.recorder.allowed(&Judged { id: self.id, source: &self.side.source, peer: self.side.peer, decided, asked: &asked }, self.time);
+            let asked = Asked {
+                method: &self.method,
+                path: &self.path,
+            };
+            self.side.recorder.allowed(
+                &Judged {
+                    id: self.id,
+                    source: &self.side.source,
+                    peer: self.side.peer,
+                    decided,
+                    asked: &asked,
+                },
+                self.time,
+            );
         }
     }
 
     pub(crate) fn denied(&mut self, decided: &Decided, code: &'static str, why: &str) {
         self.decided = Some(decided.clone());
         self.denied = true;
-        let asked = Asked { method: &self.method, path: &self.path };
-        self.side.recorder.denied(&Judged { id: self.id, source: &self.side.source, peer: self.side.peer, decided, asked: &asked }, code, why);
+        let asked = Asked {
+            method: &self.method,
+            path: &self.path,
+        };
+        self.side.recorder.denied(
+            &Judged {
+                id: self.id,
+                source: &self.side.source,
+                peer: self.side.peer,
+                decided,
+                asked: &asked,
+            },
+            code,
+            why,
+        );
     }
 
     pub(crate) fn receives(&mut self, received: Option<Arc<AtomicU64>>) {
@@ -238,7 +295,12 @@ impl Exchange {
         self.status = refusal.status().as_u16();
         self.code = Some(refusal.why.code());
         self.flag = refusal.why.flag();
-        self.why = Some(refusal.logged.clone().unwrap_or_else(|| refusal.told.to_string()));
+        self.why = Some(
+            refusal
+                .logged
+                .clone()
+                .unwrap_or_else(|| refusal.told.to_string()),
+        );
     }
 
     pub(crate) fn sent(&mut self, bytes: usize) {
@@ -250,7 +312,9 @@ impl Exchange {
     }
 
     fn grpc_from(&mut self, headers: &HeaderMap) {
-        if self.grpc && let Some(status) = headers.get("grpc-status") {
+        if self.grpc
+            && let Some(status) = headers.get("grpc-status")
+        {
             self.grpc_status = status.to_str().ok().and_then(|s| s.parse().ok());
         }
     }
@@ -266,7 +330,12 @@ impl Exchange {
         self.flag = "DENY";
         self.why = Some(cut.to_string());
         self.side.metrics.cut(cut.code());
-        self.side.recorder.cut(&self.side.source, self.side.peer, cut.code(), &cut.to_string());
+        self.side.recorder.cut(
+            &self.side.source,
+            self.side.peer,
+            cut.code(),
+            &cut.to_string(),
+        );
         self.finish();
     }
 
@@ -284,10 +353,13 @@ impl Exchange {
         counters.duration.observe(took.as_secs_f64() * 1000.0);
         if let Some(decided) = &self.decided {
             let word = if self.denied { "deny" } else { "allow" };
-            side.metrics.decision_counter(word, reason_label(decided.reason), decided.policy.as_ref()).inc();
+            side.metrics
+                .decision_counter(word, reason_label(decided.reason), decided.policy.as_ref())
+                .inc();
         }
         if side.recorder.wants_lines() {
-            side.recorder.line(|line| self.compose(line, took.as_micros()));
+            side.recorder
+                .line(|line| self.compose(line, took.as_micros()));
         }
     }
 
@@ -327,7 +399,12 @@ impl Exchange {
         if let Some(why) = &self.why {
             line.text("why", why);
         }
-        line.number("bytes_received", self.received.as_ref().map_or(0, |r| r.load(Ordering::Relaxed)));
+        line.number(
+            "bytes_received",
+            self.received
+                .as_ref()
+                .map_or(0, |r| r.load(Ordering::Relaxed)),
+        );
         line.number("bytes_sent", self.sent);
         line.number("duration_us", u64::try_from(micros).unwrap_or(u64::MAX));
         if let Some(tls) = &side.tls {
@@ -384,13 +461,28 @@ pub(crate) struct PolicyWatch {
 
 impl fmt::Debug for PolicyWatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PolicyWatch").field("generation", &self.generation).finish_non_exhaustive()
+        f.debug_struct("PolicyWatch")
+            .field("generation", &self.generation)
+            .finish_non_exhaustive()
     }
 }
 
 impl PolicyWatch {
-    pub(crate) fn new(policies: Policies, facts: RequestFacts, peer: SpiffeId, port: u16, permit: &Permit) -> Self {
-        Self { policies, facts, peer, port, generation: permit.decided().generation, change: None }
+    pub(crate) fn new(
+        policies: Policies,
+        facts: RequestFacts,
+        peer: SpiffeId,
+        port: u16,
+        permit: &Permit,
+    ) -> Self {
+        Self {
+            policies,
+            facts,
+            peer,
+            port,
+            generation: permit.decided().generation,
+            change: None,
+        }
     }
 
     /// Whether the policy in force denies it. One atomic read while nothing has changed.

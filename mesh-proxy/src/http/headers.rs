@@ -2,7 +2,9 @@
 //! Trusts the handshake for the peer's identity, and no header for anything.
 //! Never lets `Connection` remove a header that we set: it is obeyed first, and ours come after.
 
-use http::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE};
+use http::header::{
+    CONNECTION, HeaderMap, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE,
+};
 use mesh_identity::SpiffeId;
 use mesh_tls::Peer;
 
@@ -29,13 +31,22 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
         }
         headers.remove(CONNECTION);
     }
-    for name in [KEEP_ALIVE, PROXY_CONNECTION, TRANSFER_ENCODING, UPGRADE, HTTP2_SETTINGS] {
+    for name in [
+        KEEP_ALIVE,
+        PROXY_CONNECTION,
+        TRANSFER_ENCODING,
+        UPGRADE,
+        HTTP2_SETTINGS,
+    ] {
         headers.remove(name);
     }
     if let Some(te) = headers.get(TE)
         && te != "trailers"
     {
-        let trailers = te.to_str().is_ok_and(|te| te.split(',').any(|part| part.trim().eq_ignore_ascii_case("trailers")));
+        let trailers = te.to_str().is_ok_and(|te| {
+            te.split(',')
+                .any(|part| part.trim().eq_ignore_ascii_case("trailers"))
+        });
         if trailers {
             headers.insert(TE, HeaderValue::from_static("trailers"));
         } else {
@@ -50,7 +61,11 @@ pub(crate) fn strip_claims(headers: &mut HeaderMap) {
     if !headers.keys().any(is_claim) {
         return;
     }
-    let claims: Vec<HeaderName> = headers.keys().filter(|name| is_claim(name)).cloned().collect();
+    let claims: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| is_claim(name))
+        .cloned()
+        .collect();
     for name in claims {
         headers.remove(name);
     }
@@ -62,7 +77,13 @@ fn is_claim(name: &HeaderName) -> bool {
         Some(b'x') => {
             let rest = &name[1..];
             // `_` and `-` are one character to many back ends.
-            let spelled = |word: &str| rest.len() >= word.len() && rest.bytes().zip(word.bytes()).all(|(a, b)| a == b || (a == b'_' && b == b'-'));
+            let spelled = |word: &str| {
+                rest.len() >= word.len()
+                    && rest
+                        .bytes()
+                        .zip(word.bytes())
+                        .all(|(a, b)| a == b || (a == b'_' && b == b'-'))
+            };
             (spelled("-forwarded-client-cert") && rest.len() == "-forwarded-client-cert".len())
                 || (spelled("-real-ip") && rest.len() == "-real-ip".len())
                 || spelled("-envoy-")
@@ -78,8 +99,15 @@ fn is_claim(name: &HeaderName) -> bool {
 ///
 /// SPIFFE IDs have no character that this form would have to quote; the serial number is hexadecimal.
 pub(crate) fn client_cert(own: &SpiffeId, peer: &Peer) -> HeaderValue {
-    let hash = peer.chain.first().map(|leaf| ring::digest::digest(&ring::digest::SHA256, leaf));
-    let hash: String = hash.iter().flat_map(|digest| digest.as_ref()).map(|byte| format!("{byte:02x}")).collect();
+    let hash = peer
+        .chain
+        .first()
+        .map(|leaf| ring::digest::digest(&ring::digest::SHA256, leaf));
+    let hash: String = hash
+        .iter()
+        .flat_map(|digest| digest.as_ref())
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
     let value = format!("By={own};Hash={hash};URI={}", peer.id);
     HeaderValue::from_str(&value).unwrap_or(HeaderValue::from_static("-"))
 }

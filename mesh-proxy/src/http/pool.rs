@@ -39,9 +39,16 @@ const ATTEMPTS: usize = 3;
 /// Where a pool leads.
 pub(crate) enum Target {
     /// The local application, without TLS.
-    Application { address: SocketAddr, protocol: ApplicationProtocol },
+    Application {
+        address: SocketAddr,
+        protocol: ApplicationProtocol,
+    },
     /// Another proxy, which must have the identity that `config` asks for.
-    Peer { address: SocketAddr, config: Arc<ClientConfig>, cell: IdentityCell },
+    Peer {
+        address: SocketAddr,
+        config: Arc<ClientConfig>,
+        cell: IdentityCell,
+    },
 }
 
 /// Connections to one place. Shared by an `Arc`.
@@ -83,7 +90,10 @@ pub(crate) struct Shared {
 #[derive(Debug)]
 pub(crate) enum Lease {
     /// Goes back to the pool when the answer has ended.
-    Http1 { pool: Arc<Pool>, connection: Box<LeasedHttp1> },
+    Http1 {
+        pool: Arc<Pool>,
+        connection: Box<LeasedHttp1>,
+    },
     /// Counts as busy while it is held.
     Http2 { _busy: Arc<Shared> },
 }
@@ -99,8 +109,17 @@ pub(crate) struct LeasedHttp1 {
 impl Lease {
     pub(crate) fn give_back(self) {
         if let Self::Http1 { pool, connection } = self {
-            let LeasedHttp1 { sender, life, alert } = *connection;
-            pool.park(Idle { sender, life, since: pool.clock.now(), alert });
+            let LeasedHttp1 {
+                sender,
+                life,
+                alert,
+            } = *connection;
+            pool.park(Idle {
+                sender,
+                life,
+                since: pool.clock.now(),
+                alert,
+            });
         }
     }
 }
@@ -131,7 +150,12 @@ enum Connection {
 }
 
 impl Pool {
-    pub(crate) fn new(target: Target, limits: &Limits, clock: Clock, metrics: ProxyMetrics) -> Arc<Self> {
+    pub(crate) fn new(
+        target: Target,
+        limits: &Limits,
+        clock: Clock,
+        metrics: ProxyMetrics,
+    ) -> Arc<Self> {
         Arc::new(Self {
             target,
             limits: limits.clone(),
@@ -165,30 +189,59 @@ impl Pool {
             };
             let (unsent, error) = match connection {
                 Connection::Http2(shared) => {
-                    shape_http2(&mut request, host, matches!(self.target, Target::Peer { .. }));
+                    shape_http2(
+                        &mut request,
+                        host,
+                        matches!(self.target, Target::Peer { .. }),
+                    );
                     let mut sender = shared.sender.clone();
                     match sender.try_send_request(request).await {
                         Ok(response) => return Ok((response, Lease::Http2 { _busy: shared })),
                         Err(mut error) => {
                             self.forget(&shared);
-                            (error.take_message(), self.failed(error.into_error(), shared.alert.as_ref()))
+                            (
+                                error.take_message(),
+                                self.failed(error.into_error(), shared.alert.as_ref()),
+                            )
                         }
                     }
                 }
-                Connection::Http1(Idle { mut sender, life, alert, .. }) => {
+                Connection::Http1(Idle {
+                    mut sender,
+                    life,
+                    alert,
+                    ..
+                }) => {
                     shape_http1(&mut request, host);
                     match sender.try_send_request(request).await {
                         Ok(response) => {
-                            let connection = Box::new(LeasedHttp1 { sender, life, alert });
-                            return Ok((response, Lease::Http1 { pool: Arc::clone(self), connection }));
+                            let connection = Box::new(LeasedHttp1 {
+                                sender,
+                                life,
+                                alert,
+                            });
+                            return Ok((
+                                response,
+                                Lease::Http1 {
+                                    pool: Arc::clone(self),
+                                    connection,
+                                },
+                            ));
                         }
-                        Err(mut error) => (error.take_message(), self.failed(error.into_error(), alert.as_ref())),
+                        Err(mut error) => (
+                            error.take_message(),
+                            self.failed(error.into_error(), alert.as_ref()),
+                        ),
                     }
                 }
             };
             match unsent {
                 // The connection ended before it took the request. A fresh one that does so is given one more chance only.
-                Some(back) if attempt < ATTEMPTS && !(fresh && attempt > 1) && !matches!(error, SendError::Refused(..)) => {
+                Some(back)
+                    if attempt < ATTEMPTS
+                        && !(fresh && attempt > 1)
+                        && !matches!(error, SendError::Refused(..)) =>
+                {
                     self.metrics.retried();
                     request = back;
                 }
@@ -217,7 +270,9 @@ impl Pool {
         }
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         while let Some(connection) = idle.pop() {
-            let old = now.duration_since(connection.since).is_ok_and(|age| age > IDLE);
+            let old = now
+                .duration_since(connection.since)
+                .is_ok_and(|age| age > IDLE);
             if !old && !connection.sender.is_closed() && !retired(connection.life, now) {
                 return Some(Connection::Http1(connection));
             }
@@ -264,33 +319,52 @@ impl Pool {
     }
 
     fn forget(&self, shared: &Arc<Shared>) {
-        self.shared.lock().unwrap_or_else(PoisonError::into_inner).retain(|other| !Arc::ptr_eq(other, shared));
+        self.shared
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|other| !Arc::ptr_eq(other, shared));
     }
 
     /// A new connection; the second value is false when somebody else made one meanwhile.
     async fn dial(&self, grpc: bool) -> Result<(Connection, bool), SendError> {
         let share = self.may_share(grpc);
-        let _turn = if share { Some(self.dialing.lock().await) } else { None };
+        let _turn = if share {
+            Some(self.dialing.lock().await)
+        } else {
+            None
+        };
         if share {
             if let Some(connection) = self.pooled(grpc) {
                 return Ok((connection, false));
             }
-            let many = self.shared.lock().unwrap_or_else(PoisonError::into_inner).len() >= MOST_SHARED;
+            let many = self
+                .shared
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .len()
+                >= MOST_SHARED;
             if many && let Some(shared) = self.shared(self.clock.now(), true) {
                 return Ok((Connection::Http2(shared), false));
             }
         }
         let limit = self.limits.connect.get();
-        let connection = timeout(limit, self.connect(share)).await.map_err(|_| SendError::Slow(self.address(), limit))??;
+        let connection = timeout(limit, self.connect(share))
+            .await
+            .map_err(|_| SendError::Slow(self.address(), limit))??;
         if let Connection::Http2(shared) = &connection {
-            self.shared.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(shared));
+            self.shared
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(Arc::clone(shared));
         }
         Ok((connection, true))
     }
 
     async fn connect(&self, share: bool) -> Result<Connection, SendError> {
         let address = self.address();
-        let stream = TcpStream::connect(address).await.map_err(|cause| SendError::Connect(address, cause))?;
+        let stream = TcpStream::connect(address)
+            .await
+            .map_err(|cause| SendError::Connect(address, cause))?;
         // Small requests must not wait for more; a socket that is already gone shows itself at the first write.
         stream.set_nodelay(true).ok();
         match &self.target {
@@ -308,13 +382,20 @@ impl Pool {
                 let life = Life::new(self.clock.now(), peer.not_after, own, RETIRE_EARLY);
                 let share = peer.session.alpn.as_deref() != Some(b"http/1.1");
                 let alert = stream.alert();
-                self.start(TokioIo::new(stream), share, Some(life), Some(alert)).await
+                self.start(TokioIo::new(stream), share, Some(life), Some(alert))
+                    .await
             }
         }
     }
 
     /// Begins HTTP on a connection; its driver runs until it ends or its time is over.
-    async fn start<IO>(&self, io: IO, share: bool, life: Option<Life>, alert: Option<AlertSlot>) -> Result<Connection, SendError>
+    async fn start<IO>(
+        &self,
+        io: IO,
+        share: bool,
+        life: Option<Life>,
+        alert: Option<AlertSlot>,
+    ) -> Result<Connection, SendError>
     where
         IO: Read + Write + Unpin + Send + 'static,
     {
@@ -324,14 +405,20 @@ impl Pool {
                 .timer(TokioTimer::new())
                 .initial_stream_window_size(STREAM_WINDOW)
                 .initial_connection_window_size(CONNECTION_WINDOW)
-                .max_header_list_size(u32::try_from(self.limits.header_bytes.as_bytes()).unwrap_or(u32::MAX))
+                .max_header_list_size(
+                    u32::try_from(self.limits.header_bytes.as_bytes()).unwrap_or(u32::MAX),
+                )
                 .keep_alive_interval(Some(PING_EVERY))
                 .keep_alive_timeout(PING_TIMEOUT)
                 .handshake(io)
                 .await
                 .map_err(begin)?;
             drive(driver, life, &self.clock);
-            Ok(Connection::Http2(Arc::new(Shared { sender, life, alert })))
+            Ok(Connection::Http2(Arc::new(Shared {
+                sender,
+                life,
+                alert,
+            })))
         } else {
             let (sender, driver) = http1::Builder::new()
                 .max_buf_size(self.limits.header_bytes.as_usize().max(8192))
@@ -339,7 +426,12 @@ impl Pool {
                 .await
                 .map_err(begin)?;
             drive(driver, life, &self.clock);
-            Ok(Connection::Http1(Idle { sender, life, since: self.clock.now(), alert }))
+            Ok(Connection::Http1(Idle {
+                sender,
+                life,
+                since: self.clock.now(),
+                alert,
+            }))
         }
     }
 }

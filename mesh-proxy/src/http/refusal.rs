@@ -43,8 +43,6 @@ pub(crate) enum Why {
     RefusedByPeer,
     /// The connection broke before an answer came.
     Broken,
-    /// This proxy has no identity yet.
-    NoIdentity,
 }
 
 impl Why {
@@ -62,7 +60,6 @@ impl Why {
             Self::WrongServer => "FNL3021",
             Self::RefusedByPeer => "FNL3022",
             Self::Broken => "FNL3023",
-            Self::NoIdentity => "FNL3024",
         }
     }
 
@@ -73,7 +70,7 @@ impl Why {
             Self::PathTooLong => StatusCode::URI_TOO_LONG,
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
             Self::Upgrade => StatusCode::NOT_IMPLEMENTED,
-            Self::Connect | Self::NoIdentity => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Connect => StatusCode::SERVICE_UNAVAILABLE,
             Self::WrongServer | Self::RefusedByPeer | Self::Broken => StatusCode::BAD_GATEWAY,
         }
     }
@@ -84,7 +81,7 @@ impl Why {
             Self::Denied | Self::NoPolicy => "7",
             Self::Path | Self::PathTooLong | Self::Host | Self::Ambiguous | Self::Method => "3",
             Self::Upgrade => "12",
-            Self::Connect | Self::WrongServer | Self::RefusedByPeer | Self::Broken | Self::NoIdentity => "14",
+            Self::Connect | Self::WrongServer | Self::RefusedByPeer | Self::Broken => "14",
         }
     }
 
@@ -92,11 +89,15 @@ impl Why {
     pub(crate) fn flag(self) -> &'static str {
         match self {
             Self::Denied | Self::NoPolicy => "DENY",
-            Self::Path | Self::PathTooLong | Self::Host | Self::Ambiguous | Self::Method | Self::Upgrade => "DPE",
+            Self::Path
+            | Self::PathTooLong
+            | Self::Host
+            | Self::Ambiguous
+            | Self::Method
+            | Self::Upgrade => "DPE",
             Self::Connect => "UF",
             Self::WrongServer | Self::RefusedByPeer => "UF_TLS",
             Self::Broken => "UC",
-            Self::NoIdentity => "IDENTITY_ERROR",
         }
     }
 
@@ -116,7 +117,11 @@ pub(crate) struct Refusal {
 
 impl Refusal {
     pub(crate) fn new(why: Why, told: impl Into<Cow<'static, str>>) -> Self {
-        Self { why, told: told.into(), logged: None }
+        Self {
+            why,
+            told: told.into(),
+            logged: None,
+        }
     }
 
     pub(crate) fn logged(mut self, sentence: String) -> Self {
@@ -125,7 +130,12 @@ impl Refusal {
     }
 
     /// The answer.
-    pub(crate) fn response(&self, id: DecisionId, version: Version, grpc: bool) -> Response<ProxyBody> {
+    pub(crate) fn response(
+        &self,
+        id: DecisionId,
+        version: Version,
+        grpc: bool,
+    ) -> Response<ProxyBody> {
         let code = self.why.code();
         let id = id.text();
         let id_value = HeaderValue::from_bytes(&id).unwrap_or(HeaderValue::from_static("-"));
@@ -146,14 +156,23 @@ impl Refusal {
             let length = text.len();
             let mut response = Response::new(ProxyBody::full(Bytes::from(text)));
             *response.status_mut() = self.why.status();
-            response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-            response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(length));
+            response.headers_mut().insert(
+                CONTENT_TYPE,
+                HeaderValue::from_static("text/plain; charset=utf-8"),
+            );
+            response
+                .headers_mut()
+                .insert(CONTENT_LENGTH, HeaderValue::from(length));
             response
         };
-        response.headers_mut().insert(ERROR_HEADER, HeaderValue::from_static(code));
+        response
+            .headers_mut()
+            .insert(ERROR_HEADER, HeaderValue::from_static(code));
         response.headers_mut().insert(DECISION_HEADER, id_value);
         if self.why.closes() && version <= Version::HTTP_11 {
-            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            response
+                .headers_mut()
+                .insert(CONNECTION, HeaderValue::from_static("close"));
         }
         response
     }

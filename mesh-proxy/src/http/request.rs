@@ -32,7 +32,12 @@ pub(crate) struct Judge {
 }
 
 /// A request that comes in from another workload.
-pub(crate) async fn inbound(side: &Arc<Side>, judge: &Judge, application: &Arc<Pool>, request: Request<Incoming>) -> Response<ProxyBody> {
+pub(crate) async fn inbound(
+    side: &Arc<Side>,
+    judge: &Judge,
+    application: &Arc<Pool>,
+    request: Request<Incoming>,
+) -> Response<ProxyBody> {
     let (mut parts, body) = request.into_parts();
     let mut exchange = Exchange::begin(side, side.clock.now(), &parts);
     let facts = match canonical(side, &parts) {
@@ -40,13 +45,25 @@ pub(crate) async fn inbound(side: &Arc<Side>, judge: &Judge, application: &Arc<P
         Err(refusal) => return refuse(exchange, refusal, &parts),
     };
     exchange.host(&facts.host.name);
-    let asked = RequestFacts { method: parts.method.clone(), path: facts.path, host: Arc::clone(&facts.host.name) };
+    let asked = RequestFacts {
+        method: parts.method.clone(),
+        path: facts.path,
+        host: Arc::clone(&facts.host.name),
+    };
     let permit = match decide::request(&judge.policies, &judge.peer, judge.port, &asked) {
         Ok(permit) => permit,
         Err(denied) => {
-            let why = if denied.decided.generation == 0 { Why::NoPolicy } else { Why::Denied };
+            let why = if denied.decided.generation == 0 {
+                Why::NoPolicy
+            } else {
+                Why::Denied
+            };
             exchange.denied(&denied.decided, why.code(), &denied.why);
-            let told = if why == Why::NoPolicy { "denied: this service has no policy yet" } else { "denied by the policy of this service" };
+            let told = if why == Why::NoPolicy {
+                "denied: this service has no policy yet"
+            } else {
+                "denied by the policy of this service"
+            };
             return refuse(exchange, Refusal::new(why, told).logged(denied.why), &parts);
         }
     };
@@ -54,7 +71,13 @@ pub(crate) async fn inbound(side: &Arc<Side>, judge: &Judge, application: &Arc<P
     headers::strip_hop_by_hop(&mut parts.headers);
     headers::strip_claims(&mut parts.headers);
     parts.headers.insert(XFCC, judge.client_cert.clone());
-    let mut watch = PolicyWatch::new(judge.policies.clone(), asked, judge.peer.clone(), judge.port, &permit);
+    let mut watch = PolicyWatch::new(
+        judge.policies.clone(),
+        asked,
+        judge.peer.clone(),
+        judge.port,
+        &permit,
+    );
     let head = Head::of(&parts);
     let sending = forward(application, &mut exchange, parts, body, &facts.host);
     // While the application thinks, the policy may change: then the caller learns it now.
@@ -77,7 +100,11 @@ pub(crate) async fn inbound(side: &Arc<Side>, judge: &Judge, application: &Arc<P
 }
 
 /// A request of the local application to another workload.
-pub(crate) async fn outbound(side: &Arc<Side>, peer: &Arc<Pool>, request: Request<Incoming>) -> Response<ProxyBody> {
+pub(crate) async fn outbound(
+    side: &Arc<Side>,
+    peer: &Arc<Pool>,
+    request: Request<Incoming>,
+) -> Response<ProxyBody> {
     let (mut parts, body) = request.into_parts();
     let mut exchange = Exchange::begin(side, side.clock.now(), &parts);
     // HTTP/1.1 clients offer h2c on their first request as a matter of course; the offer may be ignored (RFC 9110 7.8).
@@ -105,7 +132,11 @@ struct Head {
 
 impl Head {
     fn of(parts: &Parts) -> Self {
-        Self { version: parts.version, is_head: parts.method == Method::HEAD, grpc: super::refusal::is_grpc(&parts.headers) }
+        Self {
+            version: parts.version,
+            is_head: parts.method == Method::HEAD,
+            grpc: super::refusal::is_grpc(&parts.headers),
+        }
     }
 }
 
@@ -123,27 +154,48 @@ struct Canonical {
 
 /// Refuses whatever two programs could read differently (security.md M6 and M7), also what hyper accepts.
 fn canonical(side: &Side, parts: &Parts) -> Result<Canonical, Refusal> {
-    let Parts { method, uri, version, headers, .. } = parts;
+    let Parts {
+        method,
+        uri,
+        version,
+        headers,
+        ..
+    } = parts;
     if method == Method::CONNECT {
         return Err(Refusal::new(Why::Upgrade, "CONNECT is not passed on"));
     }
-    let token = method.as_str().bytes().all(|b| b.is_ascii_uppercase() || b == b'-' || b == b'_');
+    let token = method
+        .as_str()
+        .bytes()
+        .all(|b| b.is_ascii_uppercase() || b == b'-' || b == b'_');
     if !token || method == Method::TRACE || method.as_str() == "PRI" || method.as_str().len() > 32 {
         return Err(Refusal::new(Why::Method, "this method is not passed on"));
     }
     if headers.contains_key(UPGRADE) {
-        return Err(Refusal::new(Why::Upgrade, "a change of protocol is not passed on"));
+        return Err(Refusal::new(
+            Why::Upgrade,
+            "a change of protocol is not passed on",
+        ));
     }
     framing(headers, *version)?;
-    let host = side.host(one_host(uri, headers, *version)?).map_err(|refusal| {
-        let told: &'static str = "the host is not a plain host name";
-        Refusal::new(Why::Host, told).logged(refusal.to_string())
-    })?;
+    let host = side
+        .host(one_host(uri, headers, *version)?)
+        .map_err(|refusal| {
+            let told: &'static str = "the host is not a plain host name";
+            Refusal::new(Why::Host, told).logged(refusal.to_string())
+        })?;
     CanonicalPath::parse(uri.path()).map_err(|refusal| {
-        let why = if refusal == PathRefusal::TooLong { Why::PathTooLong } else { Why::Path };
+        let why = if refusal == PathRefusal::TooLong {
+            Why::PathTooLong
+        } else {
+            Why::Path
+        };
         Refusal::new(why, refusal.to_string())
     })?;
-    let path = uri.path_and_query().cloned().ok_or_else(|| Refusal::new(Why::Path, "the request has no path"))?;
+    let path = uri
+        .path_and_query()
+        .cloned()
+        .ok_or_else(|| Refusal::new(Why::Path, "the request has no path"))?;
     Ok(Canonical { path, host })
 }
 
@@ -152,12 +204,15 @@ fn framing(headers: &HeaderMap, version: Version) -> Result<(), Refusal> {
     let mut encodings = headers.get_all(TRANSFER_ENCODING).iter();
     match (encodings.next(), encodings.next()) {
         (None, _) => {}
-        (Some(one), None) if one.as_bytes().eq_ignore_ascii_case(b"chunked") && version == Version::HTTP_11 => {}
+        (Some(one), None)
+            if one.as_bytes().eq_ignore_ascii_case(b"chunked") && version == Version::HTTP_11 => {}
         _ => return ambiguous("the request has more than one transfer encoding"),
     }
     let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
     if let Some(length) = lengths.next() {
-        let digits = !length.is_empty() && length.len() <= 19 && length.as_bytes().iter().all(u8::is_ascii_digit);
+        let digits = !length.is_empty()
+            && length.len() <= 19
+            && length.as_bytes().iter().all(u8::is_ascii_digit);
         if !digits || lengths.next().is_some() {
             return ambiguous("the request has more than one length");
         }
@@ -165,7 +220,10 @@ fn framing(headers: &HeaderMap, version: Version) -> Result<(), Refusal> {
             return ambiguous("the request has a length and a transfer encoding");
         }
     }
-    if headers.get(EXPECT).is_some_and(|expect| !expect.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
+    if headers
+        .get(EXPECT)
+        .is_some_and(|expect| !expect.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+    {
         return ambiguous("the request expects something unknown");
     }
     if doubled_content_type(headers) {
@@ -175,19 +233,30 @@ fn framing(headers: &HeaderMap, version: Version) -> Result<(), Refusal> {
 }
 
 /// The one host that the request names; two that differ are refused, and so is none.
-fn one_host<'a>(uri: &'a Uri, headers: &'a HeaderMap, version: Version) -> Result<&'a [u8], Refusal> {
+fn one_host<'a>(
+    uri: &'a Uri,
+    headers: &'a HeaderMap,
+    version: Version,
+) -> Result<&'a [u8], Refusal> {
     let refused = |told| Err(Refusal::new(Why::Host, told));
     let mut hosts = headers.get_all(HOST).iter();
     let (header, second) = (hosts.next().map(HeaderValue::as_bytes), hosts.next());
     if second.is_some() {
         return refused("the request has more than one Host");
     }
-    if uri.scheme().is_some_and(|scheme| *scheme != Scheme::HTTP && *scheme != Scheme::HTTPS) {
+    if uri
+        .scheme()
+        .is_some_and(|scheme| *scheme != Scheme::HTTP && *scheme != Scheme::HTTPS)
+    {
         return refused("the request has a scheme that is not http");
     }
-    let authority = uri.authority().map(|authority| authority.as_str().as_bytes());
+    let authority = uri
+        .authority()
+        .map(|authority| authority.as_str().as_bytes());
     match (authority, header) {
-        (Some(authority), Some(header)) if !authority.eq_ignore_ascii_case(header) => refused("the request names two hosts"),
+        (Some(authority), Some(header)) if !authority.eq_ignore_ascii_case(header) => {
+            refused("the request names two hosts")
+        }
         (Some(authority), Some(_)) => Ok(authority),
         // In HTTP/1.1 a target with a host does not replace the header (RFC 9112 3.2).
         (Some(authority), None) if version == Version::HTTP_2 => Ok(authority),
@@ -197,12 +266,21 @@ fn one_host<'a>(uri: &'a Uri, headers: &'a HeaderMap, version: Version) -> Resul
 }
 
 fn ignore_h2c(headers: &mut HeaderMap) {
-    if headers.get(UPGRADE).is_some_and(|upgrade| upgrade.as_bytes().eq_ignore_ascii_case(b"h2c")) {
+    if headers
+        .get(UPGRADE)
+        .is_some_and(|upgrade| upgrade.as_bytes().eq_ignore_ascii_case(b"h2c"))
+    {
         headers.remove(UPGRADE);
     }
 }
 
-async fn forward(pool: &Arc<Pool>, exchange: &mut Exchange, mut parts: Parts, body: Incoming, host: &Host) -> Result<Answer, Refusal> {
+async fn forward(
+    pool: &Arc<Pool>,
+    exchange: &mut Exchange,
+    mut parts: Parts,
+    body: Incoming,
+    host: &Host,
+) -> Result<Answer, Refusal> {
     // Asking us is enough: hyper answers 100 when the upstream begins to read.
     parts.headers.remove(EXPECT);
     let (body, received) = RequestBody::new(body);
@@ -214,7 +292,11 @@ async fn forward(pool: &Arc<Pool>, exchange: &mut Exchange, mut parts: Parts, bo
     match pool.send(request, host, grpc).await {
         Ok((response, lease)) => {
             let (response, body) = response.into_parts();
-            Ok(Answer { response, body, lease })
+            Ok(Answer {
+                response,
+                body,
+                lease,
+            })
         }
         Err(error) => Err(upstream_refusal(&error)),
     }
@@ -223,30 +305,62 @@ async fn forward(pool: &Arc<Pool>, exchange: &mut Exchange, mut parts: Parts, bo
 fn upstream_refusal(error: &SendError) -> Refusal {
     let (why, told) = match error {
         SendError::Connect(..) | SendError::Slow(..) => (Why::Connect, "no connection upstream"),
-        SendError::Handshake(_, handshake) if is_wrong_server(handshake) => (Why::WrongServer, "the server upstream is not the one that must be there"),
+        SendError::Handshake(_, handshake) if is_wrong_server(handshake) => (
+            Why::WrongServer,
+            "the server upstream is not the one that must be there",
+        ),
         SendError::Handshake(..) => (Why::Connect, "no secure connection upstream"),
-        SendError::Refused(..) => (Why::RefusedByPeer, "the proxy upstream refused the identity of this workload"),
-        SendError::Http(..) => (Why::Broken, "the connection upstream broke before an answer came"),
+        SendError::Refused(..) => (
+            Why::RefusedByPeer,
+            "the proxy upstream refused the identity of this workload",
+        ),
+        SendError::Http(..) => (
+            Why::Broken,
+            "the connection upstream broke before an answer came",
+        ),
     };
     Refusal::new(why, told).logged(ErrorChain(error).to_string())
 }
 
 fn is_wrong_server(error: &HandshakeError) -> bool {
-    matches!(error, HandshakeError::PeerRefused(mesh_tls::PeerRefused::NotPermitted(_)))
+    matches!(
+        error,
+        HandshakeError::PeerRefused(mesh_tls::PeerRefused::NotPermitted(_))
+    )
 }
 
-fn finish(answer: Answer, mut exchange: Exchange, watch: Option<PolicyWatch>, head: &Head) -> Response<ProxyBody> {
-    let Answer { mut response, body, lease } = answer;
+fn finish(
+    answer: Answer,
+    mut exchange: Exchange,
+    watch: Option<PolicyWatch>,
+    head: &Head,
+) -> Response<ProxyBody> {
+    let Answer {
+        mut response,
+        body,
+        lease,
+    } = answer;
     headers::strip_hop_by_hop(&mut response.headers);
     if response.status == StatusCode::SWITCHING_PROTOCOLS {
         // Nobody asked for it, so whatever follows cannot be an answer (CVE-2026-2833).
-        return refuse_head(exchange, Refusal::new(Why::Broken, "the answer upstream changes the protocol"), head);
+        return refuse_head(
+            exchange,
+            Refusal::new(Why::Broken, "the answer upstream changes the protocol"),
+            head,
+        );
     }
     exchange.answered(response.status, &response.headers);
-    let bodiless = head.is_head || matches!(response.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    let bodiless = head.is_head
+        || matches!(
+            response.status,
+            StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
+        );
     response.version = head.version;
     response.extensions = http::Extensions::new();
-    Response::from_parts(response, ProxyBody::upstream(body, lease, exchange, watch, bodiless))
+    Response::from_parts(
+        response,
+        ProxyBody::upstream(body, lease, exchange, watch, bodiless),
+    )
 }
 
 fn refuse(exchange: Exchange, refusal: Refusal, parts: &Parts) -> Response<ProxyBody> {
