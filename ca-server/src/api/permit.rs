@@ -1,0 +1,125 @@
+//! Decides who may call what: one table, a row for every RPC of every service that this server knows, served or not.
+//! Trusts `caller.rs` for the kind of the caller. An RPC without a row does not exist.
+
+use super::caller::Kind;
+
+/// What is written of a call to the audit record. A refused call is always written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Audit {
+    /// One record of the whole call.
+    Call,
+    /// The handler writes a record for each thing that it does.
+    Each,
+    /// Nothing: it changes and reveals nothing beyond what the caller serves anyway.
+    Refusals,
+}
+
+/// Which budget a call is taken from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Limit {
+    /// None.
+    None,
+    /// Attestations, by address.
+    Attest,
+    /// Signatures, by address.
+    Sign,
+    /// Status reports, by address.
+    Status,
+}
+
+/// One RPC.
+#[derive(Clone, Copy, Debug)]
+pub struct Row {
+    /// `/package.Service/Method`, as it is on the wire.
+    pub path: &'static str,
+    /// Who may call it; nobody: it is not served.
+    pub callers: &'static [Kind],
+    /// Its verb in the audit record.
+    pub action: &'static str,
+    /// What is written.
+    pub audit: Audit,
+    /// What it costs.
+    pub limit: Limit,
+}
+
+const ANY: &[Kind] = &[
+    Kind::Anonymous,
+    Kind::Agent,
+    Kind::WorkloadAdmin,
+    Kind::LocalAdmin,
+    Kind::Other,
+];
+const AGENT: &[Kind] = &[Kind::Agent];
+const ADMIN: &[Kind] = &[Kind::WorkloadAdmin, Kind::LocalAdmin];
+const LOCAL: &[Kind] = &[Kind::LocalAdmin];
+
+const fn row(
+    path: &'static str,
+    callers: &'static [Kind],
+    action: &'static str,
+    audit: Audit,
+    limit: Limit,
+) -> Row {
+    Row {
+        path,
+        callers,
+        action,
+        audit,
+        limit,
+    }
+}
+
+/// An RPC of SPIRE's that this server does not serve yet: it answers Unimplemented to everybody.
+const fn not_served(path: &'static str) -> Row {
+    row(path, &[], "api.call", Audit::Refusals, Limit::None)
+}
+
+/// The table.
+pub const TABLE: &[Row] = &[
+    row("/spire.api.server.agent.v1.Agent/AttestAgent", ANY, "node.attest", Audit::Each, Limit::Attest),
+    row("/spire.api.server.agent.v1.Agent/RenewAgent", AGENT, "agent.renew", Audit::Each, Limit::Sign),
+    row("/spire.api.server.agent.v1.Agent/PostStatus", AGENT, "agent.status", Audit::Refusals, Limit::Status),
+    row("/spire.api.server.agent.v1.Agent/CountAgents", ADMIN, "agent.count", Audit::Call, Limit::None),
+    row("/spire.api.server.agent.v1.Agent/ListAgents", ADMIN, "agent.list", Audit::Call, Limit::None),
+    row("/spire.api.server.agent.v1.Agent/GetAgent", ADMIN, "agent.read", Audit::Call, Limit::None),
+    row("/spire.api.server.agent.v1.Agent/DeleteAgent", ADMIN, "agent.evict", Audit::Call, Limit::None),
+    row("/spire.api.server.agent.v1.Agent/BanAgent", ADMIN, "agent.ban", Audit::Call, Limit::None),
+    row("/spire.api.server.agent.v1.Agent/CreateJoinToken", ADMIN, "token.create", Audit::Call, Limit::None),
+    row("/spire.api.server.entry.v1.Entry/CountEntries", ADMIN, "entry.count", Audit::Call, Limit::None),
+    row("/spire.api.server.entry.v1.Entry/ListEntries", ADMIN, "entry.list", Audit::Call, Limit::None),
+    row("/spire.api.server.entry.v1.Entry/GetEntry", ADMIN, "entry.read", Audit::Call, Limit::None),
+    row("/spire.api.server.entry.v1.Entry/BatchCreateEntry", ADMIN, "entry.create", Audit::Each, Limit::None),
+    not_served("/spire.api.server.entry.v1.Entry/BatchUpdateEntry"),
+    row("/spire.api.server.entry.v1.Entry/BatchDeleteEntry", ADMIN, "entry.delete", Audit::Each, Limit::None),
+    row("/spire.api.server.entry.v1.Entry/GetAuthorizedEntries", AGENT, "entry.sync", Audit::Refusals, Limit::None),
+    row("/spire.api.server.entry.v1.Entry/SyncAuthorizedEntries", AGENT, "entry.sync", Audit::Refusals, Limit::None),
+    row("/spire.api.server.svid.v1.SVID/BatchNewX509SVID", AGENT, "svid.issue", Audit::Each, Limit::None),
+    not_served("/spire.api.server.svid.v1.SVID/MintX509SVID"),
+    not_served("/spire.api.server.svid.v1.SVID/MintJWTSVID"),
+    not_served("/spire.api.server.svid.v1.SVID/MintWITSVID"),
+    not_served("/spire.api.server.svid.v1.SVID/NewJWTSVID"),
+    not_served("/spire.api.server.svid.v1.SVID/BatchNewWITSVID"),
+    not_served("/spire.api.server.svid.v1.SVID/NewDownstreamX509CA"),
+    row("/spire.api.server.bundle.v1.Bundle/GetBundle", ANY, "bundle.read", Audit::Refusals, Limit::None),
+    not_served("/spire.api.server.bundle.v1.Bundle/CountBundles"),
+    not_served("/spire.api.server.bundle.v1.Bundle/AppendBundle"),
+    not_served("/spire.api.server.bundle.v1.Bundle/PublishJWTAuthority"),
+    not_served("/spire.api.server.bundle.v1.Bundle/PublishWITAuthority"),
+    not_served("/spire.api.server.bundle.v1.Bundle/ListFederatedBundles"),
+    not_served("/spire.api.server.bundle.v1.Bundle/GetFederatedBundle"),
+    not_served("/spire.api.server.bundle.v1.Bundle/BatchCreateFederatedBundle"),
+    not_served("/spire.api.server.bundle.v1.Bundle/BatchUpdateFederatedBundle"),
+    not_served("/spire.api.server.bundle.v1.Bundle/BatchSetFederatedBundle"),
+    not_served("/spire.api.server.bundle.v1.Bundle/BatchDeleteFederatedBundle"),
+    row("/finial.feed.v1.Feed/Follow", AGENT, "feed.follow", Audit::Refusals, Limit::None),
+    row("/grpc.health.v1.Health/Check", LOCAL, "health.read", Audit::Refusals, Limit::None),
+    row("/grpc.health.v1.Health/Watch", LOCAL, "health.read", Audit::Refusals, Limit::None),
+];
+
+/// The row of a path, byte for byte.
+pub fn find(path: &str) -> Option<&'static Row> {
+    TABLE.iter().find(|row| row.path == path)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,265 @@
+//! The one map from our errors to gRPC status, details and FNL code: what SPIRE would answer, with the same words where its
+//! agents and tools read them. Trusts each error to know who is to blame. Never tells a stranger about our insides.
+
+use mesh_identity::EntryIdError;
+use mesh_runtime::audit::{AuditError, Outcome};
+use mesh_runtime::errors::{Blame, Coded, ErrorChain};
+use prost::Message;
+use proto::convert::WireError;
+use proto::spire::api::types;
+use proto::spire::api::types::permission_denied_details::Reason;
+use tonic::{Code, Status};
+
+use super::caller::NotACaller;
+use crate::attestation::{AttestError, K8sRefused};
+use crate::issuance::{CsrError, IssueError};
+use crate::registry::{CreateError, NotAuthorized, PageError};
+use crate::store::StoreError;
+
+/// A call, or an item of a batch, that was not done.
+#[derive(Clone, Debug)]
+pub struct Refusal {
+    /// For logs, records and `docs/errors`.
+    pub code: &'static str,
+    /// gRPC's word.
+    pub grpc: Code,
+    /// For the caller.
+    pub message: String,
+    /// For SPIRE's agents.
+    reason: Option<Reason>,
+}
+
+impl Refusal {
+    /// A refusal.
+    pub fn new(code: &'static str, grpc: Code, message: impl Into<String>) -> Self {
+        Self {
+            code,
+            grpc,
+            message: message.into(),
+            reason: None,
+        }
+    }
+
+    /// Not allowed, or not done.
+    pub fn outcome(&self) -> Outcome {
+        match self.grpc {
+            Code::Internal | Code::Unavailable | Code::Unknown => Outcome::Failure,
+            _ => Outcome::Denied,
+        }
+    }
+
+    /// As the status of one item of a batch.
+    pub fn item(&self) -> types::Status {
+        types::Status {
+            code: self.grpc as i32,
+            message: self.message.clone(),
+        }
+    }
+
+    /// As the status of the whole call.
+    pub fn into_status(self) -> Status {
+        let mut status = match self.reason {
+            Some(reason) => {
+                Status::with_details(self.grpc, self.message.clone(), details(&self, reason).into())
+            }
+            None => Status::new(self.grpc, self.message),
+        };
+        status.metadata_mut().insert(
+            "x-finial-error",
+            tonic::metadata::MetadataValue::from_static(self.code),
+        );
+        status
+    }
+
+    /// What a fault of ours looks like from outside: the reason is in the log.
+    fn internal(error: &(impl std::error::Error + Coded), what: &str) -> Self {
+        tracing::error!(code = error.code(), error = %ErrorChain(error), "{what}");
+        Self::new(error.code(), Code::Internal, what)
+    }
+
+    fn by_blame(error: &(impl std::error::Error + Coded), blame: Blame, what: &str) -> Self {
+        match blame {
+            Blame::Caller => Self::new(
+                error.code(),
+                Code::InvalidArgument,
+                ErrorChain(error).to_string(),
+            ),
+            Blame::Us => Self::internal(error, what),
+            Blame::Dependency => {
+                tracing::error!(code = error.code(), error = %ErrorChain(error), "{what}");
+                Self::new(error.code(), Code::Unavailable, what)
+            }
+        }
+    }
+}
+
+/// `google.rpc.Status`, which carries details in the trailer `grpc-status-details-bin`.
+#[derive(Clone, PartialEq, Message)]
+struct RpcStatus {
+    #[prost(int32, tag = "1")]
+    code: i32,
+    #[prost(string, tag = "2")]
+    message: String,
+    #[prost(message, repeated, tag = "3")]
+    details: Vec<prost_types::Any>,
+}
+
+fn details(refusal: &Refusal, reason: Reason) -> Vec<u8> {
+    let details = types::PermissionDeniedDetails {
+        reason: reason.into(),
+    };
+    RpcStatus {
+        code: refusal.grpc as i32,
+        message: refusal.message.clone(),
+        details: vec![prost_types::Any {
+            type_url: "type.googleapis.com/spire.api.types.PermissionDeniedDetails".into(),
+            value: details.encode_to_vec(),
+        }],
+    }
+    .encode_to_vec()
+}
+
+impl From<NotACaller> for Refusal {
+    fn from(error: NotACaller) -> Self {
+        let reason = match &error {
+            NotACaller::AgentExpired(_) => Reason::AgentExpired,
+            NotACaller::AgentNotAttested(_) => Reason::AgentNotAttested,
+            NotACaller::AgentNotActive(_) => Reason::AgentNotActive,
+            NotACaller::AgentBanned(_) => Reason::AgentBanned,
+            NotACaller::AgentMustReattest => Reason::AgentMustReattest,
+            NotACaller::Store(store) => return Self::from(store),
+        };
+        Self {
+            code: error.code(),
+            grpc: Code::PermissionDenied,
+            message: error.to_string(),
+            reason: Some(reason),
+        }
+    }
+}
+
+impl From<&StoreError> for Refusal {
+    fn from(error: &StoreError) -> Self {
+        Self::by_blame(error, error.blame(), "the store did not do it")
+    }
+}
+
+impl From<StoreError> for Refusal {
+    fn from(error: StoreError) -> Self {
+        Self::from(&error)
+    }
+}
+
+impl From<AuditError> for Refusal {
+    fn from(error: AuditError) -> Self {
+        Self::by_blame(
+            &error,
+            Blame::Dependency,
+            "the audit record could not be written, so nothing was granted",
+        )
+    }
+}
+
+impl From<WireError> for Refusal {
+    fn from(error: WireError) -> Self {
+        Self::new(
+            "FNL1240",
+            Code::InvalidArgument,
+            ErrorChain(&error).to_string(),
+        )
+    }
+}
+
+impl From<EntryIdError> for Refusal {
+    fn from(error: EntryIdError) -> Self {
+        Self::new("FNL1241", Code::InvalidArgument, error.to_string())
+    }
+}
+
+impl From<PageError> for Refusal {
+    fn from(error: PageError) -> Self {
+        Self::new(error.code(), Code::InvalidArgument, error.to_string())
+    }
+}
+
+impl From<NotAuthorized> for Refusal {
+    fn from(error: NotAuthorized) -> Self {
+        // SPIRE's words and code; whether the entry exists is not told.
+        Self::new(
+            error.code(),
+            Code::NotFound,
+            "entry not found or not authorized",
+        )
+    }
+}
+
+impl From<CsrError> for Refusal {
+    fn from(error: CsrError) -> Self {
+        Self::new(error.code(), Code::InvalidArgument, error.to_string())
+    }
+}
+
+impl From<IssueError> for Refusal {
+    fn from(error: IssueError) -> Self {
+        match error {
+            IssueError::NotAuthorized(error) => error.into(),
+            IssueError::Csr(error) => error.into(),
+            IssueError::Audit(error) => error.into(),
+            error => Self::by_blame(&error, error.blame(), "the certificate was not issued"),
+        }
+    }
+}
+
+impl From<CreateError> for Refusal {
+    fn from(error: CreateError) -> Self {
+        match &error {
+            CreateError::IdTaken(_) => {
+                Self::new(error.code(), Code::AlreadyExists, error.to_string())
+            }
+            _ => Self::by_blame(&error, error.blame(), "the entry was not stored"),
+        }
+    }
+}
+
+impl From<AttestError> for Refusal {
+    fn from(error: AttestError) -> Self {
+        let code = error.code();
+        match &error {
+            AttestError::UnknownKind => Self::new(code, Code::FailedPrecondition, error.to_string()),
+            AttestError::Banned(id) => Self {
+                code,
+                ..Self::from(NotACaller::AgentBanned(id.clone()))
+            },
+            AttestError::K8s(K8sRefused::Banned) => Self {
+                code,
+                grpc: Code::PermissionDenied,
+                message: "failed to attest: agent is banned".into(),
+                reason: Some(Reason::AgentBanned),
+            },
+            // The reason is in the record; a stranger with a stolen or forged token learns only that it was refused.
+            AttestError::K8s(refused) if refused.blame() == Blame::Caller => {
+                match refused.is_malformed() {
+                    true => Self::new(code, Code::InvalidArgument, error.to_string()),
+                    false => Self::new(
+                        code,
+                        Code::PermissionDenied,
+                        "the service-account token was refused",
+                    ),
+                }
+            }
+            AttestError::K8s(_) if error.blame() == Blame::Dependency => {
+                tracing::warn!(code, error = %ErrorChain(&error), "a node could not be attested");
+                Self::new(code, Code::Internal, "the cluster could not be asked")
+            }
+            AttestError::JoinToken(refused) if error.blame() == Blame::Caller => {
+                tracing::debug!(code, error = %refused, "a join token was refused");
+                Self::new(
+                    code,
+                    Code::InvalidArgument,
+                    "join token does not exist or has already been used",
+                )
+            }
+            _ => Self::by_blame(&error, error.blame(), "the node could not be attested"),
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! Decides which identities exist and which of them an agent may have for its node.
+//! Trusts the store's view, and brings itself up to the newest revision before each answer.
+//! Never answers from a state older than one that was acknowledged to anybody.
+
+mod entries;
+mod index;
+mod query;
+
+use std::collections::BTreeMap;
+use std::ops::Deref;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::time::Duration;
+
+use mesh_identity::{DnsName, Entry, EntryId, SpiffeId, TrustDomain};
+use mesh_runtime::errors::Coded;
+use tokio::sync::watch;
+
+use self::index::Index;
+use crate::store::{ChangeSet, Changes, Node, StoreError, StoredBundle};
+
+pub use self::entries::{CreateError, CreateRefused, EntryBook};
+pub use self::query::{
+    AgentFilter, EntryFilter, Match, Page, PageError, Paged, agents_page, entries_page,
+};
+
+/// The entries, agents and bundles of now, indexed for the questions that agents ask. Share it by `Arc`.
+pub struct Registry {
+    changes: Arc<dyn Changes>,
+    newest: watch::Receiver<u64>,
+    index: RwLock<Index>,
+    /// One at a time brings the index up to date.
+    refresh: tokio::sync::Mutex<()>,
+}
+
+/// An entry that the agent which asked may have. Made only by [`Registry::authorize`].
+#[derive(Clone, Debug)]
+pub struct AuthorizedEntry(Arc<Entry>);
+
+impl AuthorizedEntry {
+    /// The identity that it gives.
+    pub fn spiffe_id(&self) -> &SpiffeId {
+        &self.0.spiffe_id
+    }
+
+    /// Further names for the certificate.
+    pub fn dns_names(&self) -> &[DnsName] {
+        &self.0.dns_names
+    }
+
+    /// How long an X509-SVID shall live, if the entry says so.
+    pub fn x509_svid_ttl(&self) -> Option<Duration> {
+        self.0.x509_svid_ttl
+    }
+}
+
+/// What one agent may serve at one revision.
+#[derive(Clone, Debug, Default)]
+pub struct AgentView {
+    /// The store's revision.
+    pub revision: u64,
+    /// The agent's record; none if it is gone.
+    pub node: Option<Arc<Node>>,
+    /// Its entries.
+    pub entries: BTreeMap<EntryId, Arc<Entry>>,
+    /// Our own bundle, and those of the trust domains that its entries federate with.
+    pub bundles: BTreeMap<TrustDomain, Arc<StoredBundle>>,
+}
+
+impl Registry {
+    /// A registry over a store. It reads everything once.
+    pub async fn open(changes: Arc<dyn Changes>) -> Result<Arc<Self>, StoreError> {
+        let newest = changes.newest();
+        let all = changes.everything().await?;
+        let mut index = Index::default();
+        index.apply(all);
+        Ok(Arc::new(Self {
+            changes,
+            newest,
+            index: RwLock::new(index),
+            refresh: tokio::sync::Mutex::new(()),
+        }))
+    }
+
+    /// Brings the index to the newest revision. Cheap when nothing changed.
+    pub async fn refresh(&self) -> Result<u64, StoreError> {
+        let newest = *self.newest.borrow();
+        if self.read().revision() >= newest {
+            return Ok(newest);
+        }
+        let _one = self.refresh.lock().await;
+        let have = self.read().revision();
+        if have >= newest {
+            return Ok(have);
+        }
+        let change = match self.changes.since(have).await? {
+            Some(change) => change,
+            None => {
+                let all = self.changes.everything().await?;
+                let mut index = Index::default();
+                index.apply(all);
+                let revision = index.revision();
+                *self.index.write().unwrap_or_else(PoisonError::into_inner) = index;
+                return Ok(revision);
+            }
+        };
+        let revision = change.revision;
+        self.index
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .apply(change);
+        Ok(revision)
+    }
+
+    /// The store's newest revision, as it moves.
+    pub fn newest(&self) -> watch::Receiver<u64> {
+        self.newest.clone()
+    }
+
+    /// The store's epoch.
+    pub fn epoch(&self) -> &str {
+        self.changes.epoch()
+    }
+
+    /// Whether an agent may have an entry. Call [`Registry::refresh`] first.
+    pub fn authorize(&self, agent: &Node, id: &EntryId) -> Result<AuthorizedEntry, NotAuthorized> {
+        self.read()
+            .authorized(agent, id)
+            .map(AuthorizedEntry)
+            // Whether it exists is not told: agents must not learn of others' entries.
+            .ok_or_else(|| NotAuthorized::NotYours { id: id.clone() })
+    }
+
+    /// Everything that an agent may serve. Call [`Registry::refresh`] first.
+    pub fn view(&self, agent: &SpiffeId) -> AgentView {
+        self.read().view(agent)
+    }
+
+    /// What changed after a revision for an agent, if that can be told from the changes alone.
+    pub async fn changed_since(
+        &self,
+        view: &AgentView,
+        revision: u64,
+    ) -> Result<Option<ChangeSet>, StoreError> {
+        let Some(change) = self.changes.since(revision).await? else {
+            return Ok(None);
+        };
+        Ok(self.read().can_tell(view, &change).then_some(change))
+    }
+
+    /// Whether an identity has an admin entry.
+    pub fn is_admin(&self, id: &SpiffeId) -> bool {
+        self.read().is_admin(id)
+    }
+
+    /// How many entries and agents there are.
+    pub fn counts(&self) -> (usize, usize) {
+        self.read().counts()
+    }
+
+    fn read(&self) -> impl Deref<Target = Index> + '_ {
+        let guard: RwLockReadGuard<'_, Index> =
+            self.index.read().unwrap_or_else(PoisonError::into_inner);
+        guard
+    }
+}
+
+/// Why an agent may not have an entry.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotAuthorized {
+    /// It is not this agent's, or it does not exist.
+    #[error("entry {id} not found or not authorized")]
+    NotYours {
+        /// Which.
+        id: EntryId,
+    },
+}
+
+impl Coded for NotAuthorized {
+    fn code(&self) -> &'static str {
+        match self {
+            Self::NotYours { .. } => "FNL1220",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,118 @@
+//! Decides which entries may be stored: SPIRE's rules for fields, and that a federated bundle exists.
+//! Trusts that the caller may write entries. Never stores an entry that an agent would have to refuse.
+
+use std::sync::Arc;
+
+use mesh_identity::{Entry, EntryError, EntryId, TrustDomain};
+use mesh_runtime::errors::{Blame, Coded};
+
+use crate::store::{Bundles, CreatedEntry, Entries, StoreError};
+
+/// The stored entries, behind their rules.
+#[derive(Clone)]
+pub struct EntryBook {
+    own: TrustDomain,
+    entries: Arc<dyn Entries>,
+    bundles: Arc<dyn Bundles>,
+}
+
+/// How a creation ended without a new entry.
+#[derive(Debug)]
+pub enum CreateRefused {
+    /// The same entry is there already: this one.
+    AlreadyExists(Arc<Entry>),
+    /// It may not be stored.
+    Error(CreateError),
+}
+
+impl EntryBook {
+    /// A book over a store.
+    pub fn new(own: TrustDomain, entries: Arc<dyn Entries>, bundles: Arc<dyn Bundles>) -> Self {
+        Self {
+            own,
+            entries,
+            bundles,
+        }
+    }
+
+    /// Checks and stores a new entry.
+    pub async fn create(&self, entry: Entry) -> Result<Arc<Entry>, CreateRefused> {
+        self.check(&entry).await.map_err(CreateRefused::Error)?;
+        match self.entries.create(entry).await {
+            Ok(CreatedEntry::New(entry)) => Ok(entry),
+            Ok(CreatedEntry::AlreadyExists(entry)) => Err(CreateRefused::AlreadyExists(entry)),
+            Ok(CreatedEntry::IdTaken(entry)) => {
+                Err(CreateRefused::Error(CreateError::IdTaken(entry.id.clone())))
+            }
+            Err(error) => Err(CreateRefused::Error(error.into())),
+        }
+    }
+
+    async fn check(&self, entry: &Entry) -> Result<(), CreateError> {
+        entry.validate(&self.own)?;
+        for domain in &entry.federates_with {
+            if self.bundles.get(domain).await?.is_none() {
+                return Err(CreateError::NoBundle(domain.clone()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes an entry; it is returned.
+    pub async fn delete(&self, id: &EntryId) -> Result<Option<Arc<Entry>>, StoreError> {
+        self.entries.delete(id).await
+    }
+
+    /// One entry.
+    pub async fn get(&self, id: &EntryId) -> Result<Option<Arc<Entry>>, StoreError> {
+        self.entries.get(id).await
+    }
+
+    /// All stored entries, in the order of their ids.
+    pub async fn list(&self) -> Result<Vec<Arc<Entry>>, StoreError> {
+        self.entries.list().await
+    }
+
+    /// The trust domain that all entries belong to.
+    pub fn trust_domain(&self) -> &TrustDomain {
+        &self.own
+    }
+}
+
+/// Why an entry is not stored.
+#[derive(Debug, thiserror::Error)]
+pub enum CreateError {
+    /// It is not well formed.
+    #[error(transparent)]
+    Invalid(#[from] EntryError),
+    /// It federates with a trust domain that we know nothing of.
+    #[error("federates_with: there is no bundle of trust domain {0}")]
+    NoBundle(TrustDomain),
+    /// Another entry has its id.
+    #[error("another entry has the id {0}")]
+    IdTaken(EntryId),
+    /// The store refused.
+    #[error("the entry could not be stored")]
+    Store(#[from] StoreError),
+}
+
+impl CreateError {
+    /// Who has to act.
+    pub fn blame(&self) -> Blame {
+        match self {
+            Self::Store(error) => error.blame(),
+            _ => Blame::Caller,
+        }
+    }
+}
+
+impl Coded for CreateError {
+    fn code(&self) -> &'static str {
+        match self {
+            Self::Invalid(error) => error.code(),
+            Self::NoBundle(_) => "FNL1221",
+            Self::IdTaken(_) => "FNL1222",
+            Self::Store(error) => error.code(),
+        }
+    }
+}
