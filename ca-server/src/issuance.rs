@@ -170,7 +170,13 @@ impl Issuer {
         let entry = self.registry.authorize(agent, &ask.entry_id)?;
         let csr = VerifiedCsr::parse(&ask.csr)?;
         let template = template::workload(&entry, &self.lives);
-        self.sign(&template, &csr, Some(ask.entry_id.clone()), Some(agent.id.clone()), now)
+        self.sign(
+            &template,
+            &csr,
+            Some(ask.entry_id.clone()),
+            Some(agent.id.clone()),
+            now,
+        )
     }
 
     /// Issues the SVID of an agent that has proved itself. The caller stores the agent with it and finishes the record.

@@ -59,9 +59,11 @@ impl Refusal {
     /// As the status of the whole call.
     pub fn into_status(self) -> Status {
         let mut status = match self.reason {
-            Some(reason) => {
-                Status::with_details(self.grpc, self.message.clone(), details(&self, reason).into())
-            }
+            Some(reason) => Status::with_details(
+                self.grpc,
+                self.message.clone(),
+                details(&self, reason).into(),
+            ),
             None => Status::new(self.grpc, self.message),
         };
         status.metadata_mut().insert(
@@ -225,7 +227,9 @@ impl From<AttestError> for Refusal {
     fn from(error: AttestError) -> Self {
         let code = error.code();
         match &error {
-            AttestError::UnknownKind => Self::new(code, Code::FailedPrecondition, error.to_string()),
+            AttestError::UnknownKind => {
+                Self::new(code, Code::FailedPrecondition, error.to_string())
+            }
             AttestError::Banned(id) => Self {
                 code,
                 ..Self::from(NotACaller::AgentBanned(id.clone()))

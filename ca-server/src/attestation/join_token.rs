@@ -31,8 +31,8 @@ impl JoinTokens {
         if token.is_empty() || token.len() > LONGEST || token.contains('/') {
             return Err(JoinTokenRefused::Malformed);
         }
-        let id = agent_id(&self.around.trust_domain, token)
-            .map_err(|_| JoinTokenRefused::Malformed)?;
+        let id =
+            agent_id(&self.around.trust_domain, token).map_err(|_| JoinTokenRefused::Malformed)?;
         let spent = self
             .around
             .tokens

@@ -21,7 +21,7 @@ use crate::config::K8sPsatConfig;
 use crate::issuance::VerifiedCsr;
 use crate::store::{JtiUse, KubernetesFacts, SpentJti};
 
-pub use self::claims::Evidence;
+pub(super) use self::claims::Evidence;
 pub use self::error::{ClusterError, K8sRefused};
 
 /// How long a used `jti` is remembered beyond the token's end: clocks differ.
@@ -176,7 +176,12 @@ impl Cluster {
         if !groups.iter().any(|group| group == "system:serviceaccounts") {
             return Err(K8sRefused::NotAServiceAccount);
         }
-        if !self.settings.service_accounts.iter().any(|one| one == account) {
+        if !self
+            .settings
+            .service_accounts
+            .iter()
+            .any(|one| one == account)
+        {
             return Err(K8sRefused::AccountNotAllowed);
         }
         if account != format!("{}:{}", claims.namespace, claims.service_account) {
@@ -345,7 +350,10 @@ impl Cluster {
             format!("agent_node_name:{}", claims.node_name),
             format!("agent_node_uid:{}", claims.node_uid),
         ];
-        let host_ip = pod.status.as_ref().and_then(|status| status.host_ip.as_ref());
+        let host_ip = pod
+            .status
+            .as_ref()
+            .and_then(|status| status.host_ip.as_ref());
         values.extend(host_ip.map(|ip| format!("agent_node_ip:{ip}")));
         let labels = |all: &Option<BTreeMap<String, String>>, wanted: &[String], kind: &str| {
             let all = all.as_ref();
@@ -394,13 +402,18 @@ fn describe(error: &kube::Error) -> String {
     match error {
         kube::Error::Api(status) => format!("status {} {}", status.code, status.reason),
         kube::Error::SerdeError(_) => "the answer is not what was asked for".to_owned(),
-        other => mesh_runtime::errors::untrusted(&mesh_runtime::errors::ErrorChain(other).to_string()),
+        other => {
+            mesh_runtime::errors::untrusted(&mesh_runtime::errors::ErrorChain(other).to_string())
+        }
     }
 }
 
 /// Whether a pod's containers will never run again.
 fn is_over(pod: &Pod) -> bool {
-    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    let phase = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.phase.as_deref());
     matches!(phase, Some("Succeeded" | "Failed"))
 }
 

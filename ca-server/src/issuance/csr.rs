@@ -99,7 +99,12 @@ fn accepted_key(spki: &SubjectPublicKeyInfo<'_>) -> Result<(), CsrError> {
                 return Err(CsrError::RsaSize(bits));
             }
             // 65537 is what everybody uses; small exponents are a weakness and large ones a burden on each verifier.
-            if key.exponent.iter().skip_while(|byte| **byte == 0).ne(&[1, 0, 1]) {
+            if key
+                .exponent
+                .iter()
+                .skip_while(|byte| **byte == 0)
+                .ne(&[1, 0, 1])
+            {
                 return Err(CsrError::RsaExponent);
             }
             Ok(())
@@ -135,7 +140,7 @@ pub enum CsrError {
     #[error("the key's curve is neither P-256 nor P-384")]
     Curve,
     /// Too weak, or a burden on verifiers.
-    #[error("an RSA key has {} to {} bits; this one has {0}", RSA_BITS.start(), RSA_BITS.end())]
+    #[error("an RSA key has {min} to {max} bits; this one has {0}", min = RSA_BITS.start(), max = RSA_BITS.end())]
     RsaSize(usize),
     /// Not 65537.
     #[error("the public exponent of an RSA key must be 65537")]

@@ -41,8 +41,14 @@ pub(super) fn as_peer_would(
         ("authority", verified.authority != signed.authority_id),
         ("start", verified.not_before != signed.not_before),
         ("end", verified.not_after != signed.not_after),
-        ("life, which outlives its authority", verified.valid_until < signed.not_after),
-        ("life, which is longer than it may be", signed.not_after > now + template.ttl),
+        (
+            "life, which outlives its authority",
+            verified.valid_until < signed.not_after,
+        ),
+        (
+            "life, which is longer than it may be",
+            signed.not_after > now + template.ttl,
+        ),
     ];
     match differs.iter().find(|(_, differs)| *differs) {
         Some((what, _)) => Err(NotWhatWeMeant::Differs(what)),

@@ -139,11 +139,7 @@ pub struct Paged<T> {
 }
 
 /// A page of entries.
-pub fn entries_page(
-    all: Vec<Arc<Entry>>,
-    filter: &EntryFilter,
-    page: &Page,
-) -> Paged<Arc<Entry>> {
+pub fn entries_page(all: Vec<Arc<Entry>>, filter: &EntryFilter, page: &Page) -> Paged<Arc<Entry>> {
     let wanted = all.into_iter().filter(|entry| filter.wants(entry));
     cut(wanted, page, |entry| entry.id.as_str())
 }
@@ -160,11 +156,8 @@ fn cut<T>(
     page: &Page,
     key: impl Fn(&T) -> &str,
 ) -> Paged<Arc<T>> {
-    let mut rest = wanted.filter(|item| {
-        page.after
-            .as_deref()
-            .is_none_or(|after| key(item) > after)
-    });
+    let mut rest =
+        wanted.filter(|item| page.after.as_deref().is_none_or(|after| key(item) > after));
     if page.size == 0 {
         return Paged {
             items: rest.collect(),

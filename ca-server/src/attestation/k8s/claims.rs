@@ -13,7 +13,7 @@ const LONGEST_TOKEN: usize = 16 * 1024;
 
 /// What an agent sends: `{"cluster": …, "token": …}`.
 #[derive(Debug)]
-pub struct Evidence {
+pub(in crate::attestation) struct Evidence {
     cluster: String,
     token: Secret<String>,
 }

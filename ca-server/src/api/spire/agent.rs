@@ -1,0 +1,599 @@
+//! `spire.api.server.agent.v1`: how nodes get in, stay in and are shut out.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use futures::Stream;
+use mesh_identity::{Entry, Selector, SpiffeId, X509Svid};
+use mesh_runtime::audit::{Action, Decision, Object, Outcome, Record};
+use proto::convert::selectors_to_wire;
+use proto::spire::api::server::agent::v1 as wire;
+use proto::spire::api::types;
+use time::OffsetDateTime;
+use tonic::{Code, Request, Response, Status, Streaming};
+
+use super::super::caller::{Connection, NotACaller};
+use super::super::permit::Limit;
+use super::super::{Call, Parts, Refusal, over_the_limit};
+use super::{bad_filter, required_id, seconds, selector_match};
+use crate::attestation::{AttestError, AttestedNode, join_token_agent_id};
+use crate::issuance::VerifiedCsr;
+use crate::registry::{AgentFilter, CreateRefused, Page, agents_page};
+use crate::store::{Attested, NewToken, Node, RenewedSerial, token_hash};
+
+/// How long a node may take to send its evidence.
+const EVIDENCE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The longest version that is remembered, as in SPIRE.
+const LONGEST_VERSION: usize = 255;
+
+/// The service.
+pub(crate) struct Service {
+    parts: Parts,
+}
+
+impl Service {
+    pub(super) fn new(parts: Parts) -> Self {
+        Self { parts }
+    }
+
+    /// The one step of both attestors: everything is in the first message.
+    async fn attest(
+        &self,
+        asks: &mut Streaming<wire::AttestAgentRequest>,
+        record: &mut Record,
+    ) -> Result<(X509Svid, AttestedNode), Refusal> {
+        let first = tokio::time::timeout(EVIDENCE_TIMEOUT, asks.message())
+            .await
+            .map_err(|_| malformed("no evidence was sent in time"))?
+            .map_err(|status| Refusal::new("FNL1257", status.code(), status.message()))?;
+        let (kind, evidence, csr) = read(first)?;
+        record.object(Object::new("agent").name(mesh_runtime::errors::untrusted(&kind)));
+        // N4: possession first, so that nothing single-use is spent on a request that cannot be answered.
+        let csr = VerifiedCsr::parse(&csr)?;
+        let node = self.parts.attestors.attest(&kind, &evidence, &csr).await?;
+        record.object(
+            Object::new("agent")
+                .name(node.id.as_str())
+                .id(node.evidence_id.clone()),
+        );
+        let known = self.parts.nodes.get(&node.id).await?;
+        if known.is_some_and(|known| known.banned) {
+            return Err(AttestError::Banned(node.id).into());
+        }
+        let svid = self.parts.issuer.issue_agent(&node, &csr).await?;
+        let stored = self.parts.nodes.attest(self.row(&node, &svid)).await?;
+        if let Attested::Banned(_) = stored {
+            return Err(AttestError::Banned(node.id).into());
+        }
+        if let Some(alias) = &node.alias {
+            self.name(&node, alias).await?;
+        }
+        Ok((svid, node))
+    }
+
+    fn row(&self, node: &AttestedNode, svid: &X509Svid) -> Node {
+        Node {
+            id: node.id.clone(),
+            attestation_type: node.kind.to_owned(),
+            selectors: node.selectors.clone(),
+            serial: svid.serial().to_owned(),
+            expires_at: svid.not_after(),
+            renewed: None,
+            can_reattest: node.can_reattest,
+            banned: false,
+            kubernetes: node.kubernetes.clone(),
+            agent_version: String::new(),
+            attested_at: self.parts.clock.now(),
+            revision: 0,
+        }
+    }
+
+    /// The name that a join token was made with: an entry below the agent, as SPIRE makes it.
+    async fn name(&self, node: &AttestedNode, alias: &SpiffeId) -> Result<(), Refusal> {
+        let selector = Selector::new("spiffe_id", node.id.as_str())
+            .map_err(|error| Refusal::new("FNL1258", Code::Internal, error.to_string()))?;
+        let entry = alias_entry(alias, &node.id, selector, self.parts.clock.now());
+        match self.parts.book.create(entry).await {
+            Ok(_) | Err(CreateRefused::AlreadyExists(_)) => Ok(()),
+            Err(CreateRefused::Error(error)) => Err(error.into()),
+        }
+    }
+
+    async fn renew(&self, call: &Call, csr: &[u8]) -> Result<X509Svid, Refusal> {
+        let not_an_agent = || Refusal::new("FNL1259", Code::PermissionDenied, "only for agents");
+        let super::super::caller::Caller::Agent(agent) = &call.caller else {
+            return Err(not_an_agent());
+        };
+        let Connection::Tcp {
+            peer: Some(peer), ..
+        } = &call.connection
+        else {
+            return Err(not_an_agent());
+        };
+        if !self.parts.limits.wait(Limit::Sign, call.address(), 1).await {
+            return Err(over_the_limit(&self.parts, Limit::Sign));
+        }
+        if agent.can_reattest {
+            return Err(NotACaller::AgentMustReattest.into());
+        }
+        if csr.is_empty() {
+            return Err(malformed("missing CSR"));
+        }
+        let csr = VerifiedCsr::parse(csr)?;
+        let svid = self.parts.issuer.renew_agent(&agent.id, &csr).await?;
+        let renewed = RenewedSerial {
+            serial: svid.serial().to_owned(),
+            expires_at: svid.not_after(),
+        };
+        self.parts
+            .nodes
+            .renew(&agent.id, &peer.serial, renewed)
+            .await?
+            .ok_or_else(|| NotACaller::AgentNotActive(agent.id.clone()))?;
+        Ok(svid)
+    }
+
+    async fn agents(
+        &self,
+        call: &Call,
+        filter: Result<(AgentFilter, Page), Refusal>,
+    ) -> Result<(Vec<Arc<Node>>, String), Status> {
+        let (filter, page) = filter.map_err(|refusal| call.refuse(refusal))?;
+        let all = self
+            .parts
+            .nodes
+            .list()
+            .await
+            .map_err(|error| call.refuse(error))?;
+        let paged = agents_page(all, &filter, &page);
+        Ok((paged.items, paged.next))
+    }
+
+    /// The agent that an administrator's call names.
+    fn named(&self, call: &Call, wire: Option<&types::Spiffeid>) -> Result<SpiffeId, Status> {
+        let id = required_id("id", wire).map_err(|refusal| call.refuse(refusal))?;
+        call.about(Object::new("agent").name(id.as_str()));
+        let ours = id.is_member_of(&self.parts.trust_domain);
+        match ours && id.path().starts_with("/spire/agent/") {
+            true => Ok(id),
+            false => Err(call.refuse(malformed("id is not that of an agent of this trust domain"))),
+        }
+    }
+}
+
+fn alias_entry(alias: &SpiffeId, parent: &SpiffeId, selector: Selector, now: SystemTime) -> Entry {
+    Entry {
+        id: uuid::Uuid::new_v4()
+            .to_string()
+            .parse()
+            .expect("a UUID is an entry id"),
+        spiffe_id: alias.clone(),
+        parent_id: parent.clone(),
+        selectors: [selector].into(),
+        x509_svid_ttl: None,
+        jwt_svid_ttl: None,
+        federates_with: Default::default(),
+        admin: false,
+        downstream: false,
+        expires_at: None,
+        dns_names: Vec::new(),
+        revision: 0,
+        store_svid: false,
+        hint: String::new(),
+        created_at: now,
+        disable_x509_svid_prefetch: false,
+        jwt_svid_include_jti: false,
+    }
+}
+
+/// Type, payload and CSR; all three are needed.
+fn read(first: Option<wire::AttestAgentRequest>) -> Result<(String, Vec<u8>, Vec<u8>), Refusal> {
+    use wire::attest_agent_request::Step;
+    let params = match first.and_then(|request| request.step) {
+        Some(Step::Params(params)) => params,
+        Some(Step::ChallengeResponse(_)) => return Err(malformed("no challenge was sent")),
+        None => return Err(malformed("missing params")),
+    };
+    let data = params
+        .data
+        .ok_or_else(|| malformed("missing attestation data"))?;
+    let csr = params
+        .params
+        .ok_or_else(|| malformed("missing X509-SVID parameters"))?
+        .csr;
+    if data.r#type.is_empty() {
+        return Err(malformed("missing attestation data type"));
+    }
+    if data.payload.is_empty() {
+        return Err(malformed("missing attestation data payload"));
+    }
+    if csr.is_empty() {
+        return Err(malformed("missing CSR"));
+    }
+    Ok((data.r#type, data.payload, csr))
+}
+
+fn malformed(what: &str) -> Refusal {
+    Refusal::new("FNL1260", Code::InvalidArgument, what)
+}
+
+fn not_found() -> Refusal {
+    Refusal::new("FNL1261", Code::NotFound, "agent not found")
+}
+
+fn masked(node: &Node, mask: Option<&types::AgentMask>) -> types::Agent {
+    let all = types::AgentMask {
+        attestation_type: true,
+        x509svid_serial_number: true,
+        x509svid_expires_at: true,
+        selectors: true,
+        banned: true,
+        can_reattest: true,
+        agent_version: true,
+    };
+    let mask = mask.unwrap_or(&all);
+    types::Agent {
+        id: Some((&node.id).into()),
+        attestation_type: match mask.attestation_type {
+            true => node.attestation_type.clone(),
+            false => String::new(),
+        },
+        x509svid_serial_number: match mask.x509svid_serial_number {
+            true => decimal(&node.serial),
+            false => String::new(),
+        },
+        x509svid_expires_at: match mask.x509svid_expires_at {
+            true => seconds(node.expires_at),
+            false => 0,
+        },
+        selectors: match mask.selectors {
+            true => selectors_to_wire(&node.selectors),
+            false => Vec::new(),
+        },
+        banned: mask.banned && node.banned,
+        can_reattest: mask.can_reattest && node.can_reattest,
+        agent_version: match mask.agent_version {
+            true => node.agent_version.clone(),
+            false => String::new(),
+        },
+    }
+}
+
+/// A serial number as SPIRE writes it: decimal. Ours are hex.
+fn decimal(hex: &str) -> String {
+    let mut digits = vec![0_u8];
+    for nibble in hex.chars().filter_map(|c| c.to_digit(16)) {
+        let mut carry = nibble;
+        for digit in &mut digits {
+            let value = u32::from(*digit) * 16 + carry;
+            *digit = (value % 10) as u8;
+            carry = value / 10;
+        }
+        while carry > 0 {
+            digits.push((carry % 10) as u8);
+            carry /= 10;
+        }
+    }
+    match hex.is_empty() {
+        true => String::new(),
+        false => digits.iter().rev().map(|d| char::from(b'0' + d)).collect(),
+    }
+}
+
+/// `2006-01-02 15:04:05 -0700 -07`, as Go's clients write it. The zone's name at the end says nothing more.
+fn moment(text: &str) -> Result<Option<SystemTime>, Refusal> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let bad = || bad_filter("by_expires_before is not in the form `2006-01-02 15:04:05 -0700 -07`");
+    let format = time::format_description::parse_borrowed::<2>(
+        "[year]-[month]-[day] [hour]:[minute]:[second] [offset_hour sign:mandatory][offset_minute]",
+    )
+    .map_err(|_| bad())?;
+    let (moment, _zone) = text.rsplit_once(' ').ok_or_else(bad)?;
+    OffsetDateTime::parse(moment, &format)
+        .map(|moment| Some(moment.into()))
+        .map_err(|_| bad())
+}
+
+macro_rules! filter {
+    ($wire:expr) => {{
+        match $wire {
+            None => AgentFilter::default(),
+            Some(wire) => AgentFilter {
+                attestation_type: Some(wire.by_attestation_type.clone())
+                    .filter(|kind| !kind.is_empty()),
+                selectors: selector_match(wire.by_selector_match.as_ref())?,
+                banned: wire.by_banned,
+                can_reattest: wire.by_can_reattest,
+                expires_before: moment(&wire.by_expires_before)?,
+            },
+        }
+    }};
+}
+
+fn list_filter(request: &wire::ListAgentsRequest) -> Result<(AgentFilter, Page), Refusal> {
+    let filter = filter!(request.filter.as_ref());
+    Ok((
+        filter,
+        Page::new(request.page_size, request.page_token.clone())?,
+    ))
+}
+
+fn count_filter(request: &wire::CountAgentsRequest) -> Result<(AgentFilter, Page), Refusal> {
+    Ok((filter!(request.filter.as_ref()), Page::default()))
+}
+
+type AttestStream = Pin<Box<dyn Stream<Item = Result<wire::AttestAgentResponse, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl wire::agent_server::Agent for Service {
+    type AttestAgentStream = AttestStream;
+
+    async fn attest_agent(
+        &self,
+        request: Request<Streaming<wire::AttestAgentRequest>>,
+    ) -> Result<Response<AttestStream>, Status> {
+        let call = Call::of(&request)?;
+        let mut asks = request.into_inner();
+        let mut record = self
+            .parts
+            .audit
+            .begin(Action("node.attest"), call.who.actor.clone());
+        record.origin(call.who.origin.clone());
+        let outcome = self.attest(&mut asks, &mut record).await;
+        self.parts.metrics.attestation(&outcome);
+        match outcome {
+            Ok((svid, node)) => {
+                record.object(
+                    Object::new("agent")
+                        .name(node.id.as_str())
+                        .id(node.evidence_id.clone())
+                        .serial(svid.serial()),
+                );
+                record
+                    .finish(Outcome::Success, None)
+                    .await
+                    .map_err(|error| call.refuse(error))?;
+                let result = wire::attest_agent_response::Result {
+                    svid: Some(types::X509svid::from(&svid)),
+                    reattestable: node.can_reattest,
+                };
+                let answer = wire::AttestAgentResponse {
+                    step: Some(wire::attest_agent_response::Step::Result(result)),
+                };
+                Ok(Response::new(Box::pin(tokio_stream::once(Ok(answer)))))
+            }
+            Err(refusal) => {
+                record.decision(Decision::deny(refusal.message.clone()));
+                // The reason of a refused node must be there when somebody looks for it.
+                record
+                    .finish(refusal.outcome(), Some(refusal.code))
+                    .await
+                    .map_err(|error| call.refuse(error))?;
+                Err(call.refuse(refusal))
+            }
+        }
+    }
+
+    async fn renew_agent(
+        &self,
+        request: Request<wire::RenewAgentRequest>,
+    ) -> Result<Response<wire::RenewAgentResponse>, Status> {
+        let call = Call::of(&request)?;
+        let csr = request
+            .into_inner()
+            .params
+            .ok_or_else(|| call.refuse(malformed("params cannot be nil")))?
+            .csr;
+        let mut record = self
+            .parts
+            .audit
+            .begin(Action("agent.renew"), call.who.actor.clone());
+        record.origin(call.who.origin.clone());
+        match self.renew(&call, &csr).await {
+            Ok(svid) => {
+                record.object(
+                    Object::new("agent")
+                        .name(svid.id().as_str())
+                        .serial(svid.serial()),
+                );
+                record
+                    .finish(Outcome::Success, None)
+                    .await
+                    .map_err(|error| call.refuse(error))?;
+                Ok(Response::new(wire::RenewAgentResponse {
+                    svid: Some(types::X509svid::from(&svid)),
+                }))
+            }
+            Err(refusal) => {
+                record.decision(Decision::deny(refusal.message.clone()));
+                record.finish_later(refusal.outcome(), Some(refusal.code));
+                Err(call.refuse(refusal))
+            }
+        }
+    }
+
+    async fn post_status(
+        &self,
+        request: Request<wire::PostStatusRequest>,
+    ) -> Result<Response<wire::PostStatusResponse>, Status> {
+        let call = Call::of(&request)?;
+        let agent = call.agent()?;
+        let status = request.into_inner();
+        if status.agent_version.len() > LONGEST_VERSION {
+            return Err(call.refuse(malformed("agent_version has more than 255 bytes")));
+        }
+        if !status.agent_version.is_empty() && status.agent_version != agent.agent_version {
+            self.parts
+                .nodes
+                .set_agent_version(&agent.id, &status.agent_version)
+                .await
+                .map_err(|error| call.refuse(error))?;
+        }
+        if status.current_bundle_serial > 0 {
+            self.parts.fleet.serves_bundle(
+                &agent.id,
+                status.current_bundle_serial,
+                self.parts.clock.now(),
+            );
+        }
+        Ok(Response::new(wire::PostStatusResponse {}))
+    }
+
+    async fn create_join_token(
+        &self,
+        request: Request<wire::CreateJoinTokenRequest>,
+    ) -> Result<Response<types::JoinToken>, Status> {
+        let call = Call::of(&request)?;
+        let ask = request.into_inner();
+        let ttl = match u64::try_from(ask.ttl) {
+            Ok(seconds) if seconds > 0 => Duration::from_secs(seconds),
+            _ => return Err(call.refuse(malformed("ttl is required, you must provide one"))),
+        };
+        let token = match ask.token.is_empty() {
+            true => uuid::Uuid::new_v4().to_string(),
+            false => ask.token,
+        };
+        let agent = join_token_agent_id(&self.parts.trust_domain, &token)
+            .ok()
+            .filter(|_| !token.contains('/') && token.len() <= 255)
+            .ok_or_else(|| {
+                call.refuse(malformed("the token cannot be a segment of a SPIFFE ID"))
+            })?;
+        let alias = match &ask.agent_id {
+            None => None,
+            Some(wire) => {
+                let alias =
+                    required_id("agent_id", Some(wire)).map_err(|refusal| call.refuse(refusal))?;
+                let selector = Selector::new("spiffe_id", agent.as_str())
+                    .map_err(|_| call.refuse(malformed("agent_id is too long")))?;
+                // The rules of an entry, asked now and not when the node comes.
+                alias_entry(&alias, &agent, selector, self.parts.clock.now())
+                    .validate(&self.parts.trust_domain)
+                    .map_err(|error| call.refuse(crate::registry::CreateError::from(error)))?;
+                call.about(Object::new("token").name(alias.as_str()));
+                Some(alias)
+            }
+        };
+        let expires_at = self.parts.clock.now() + ttl;
+        let new = NewToken {
+            hash: token_hash(&token),
+            expires_at,
+            agent_id: alias,
+        };
+        match self.parts.tokens.create(new).await {
+            Ok(true) => Ok(Response::new(types::JoinToken {
+                value: token,
+                expires_at: seconds(expires_at),
+            })),
+            Ok(false) => Err(call.refuse(Refusal::new(
+                "FNL1262",
+                Code::AlreadyExists,
+                "this join token exists already",
+            ))),
+            Err(error) => Err(call.refuse(error)),
+        }
+    }
+
+    async fn count_agents(
+        &self,
+        request: Request<wire::CountAgentsRequest>,
+    ) -> Result<Response<wire::CountAgentsResponse>, Status> {
+        let call = Call::of(&request)?;
+        let (agents, _) = self.agents(&call, count_filter(request.get_ref())).await?;
+        Ok(Response::new(wire::CountAgentsResponse {
+            count: i32::try_from(agents.len()).unwrap_or(i32::MAX),
+        }))
+    }
+
+    async fn list_agents(
+        &self,
+        request: Request<wire::ListAgentsRequest>,
+    ) -> Result<Response<wire::ListAgentsResponse>, Status> {
+        let call = Call::of(&request)?;
+        let (agents, next_page_token) = self.agents(&call, list_filter(request.get_ref())).await?;
+        let mask = request.get_ref().output_mask.as_ref();
+        Ok(Response::new(wire::ListAgentsResponse {
+            agents: agents.iter().map(|node| masked(node, mask)).collect(),
+            next_page_token,
+        }))
+    }
+
+    async fn get_agent(
+        &self,
+        request: Request<wire::GetAgentRequest>,
+    ) -> Result<Response<types::Agent>, Status> {
+        let call = Call::of(&request)?;
+        let id = self.named(&call, request.get_ref().id.as_ref())?;
+        let node = self
+            .parts
+            .nodes
+            .get(&id)
+            .await
+            .map_err(|error| call.refuse(error))?
+            .ok_or_else(|| call.refuse(not_found()))?;
+        Ok(Response::new(masked(
+            &node,
+            request.get_ref().output_mask.as_ref(),
+        )))
+    }
+
+    async fn delete_agent(
+        &self,
+        request: Request<wire::DeleteAgentRequest>,
+    ) -> Result<Response<()>, Status> {
+        let call = Call::of(&request)?;
+        let id = self.named(&call, request.get_ref().id.as_ref())?;
+        self.parts
+            .nodes
+            .delete(&id)
+            .await
+            .map_err(|error| call.refuse(error))?
+            .ok_or_else(|| call.refuse(not_found()))?;
+        self.parts.fleet.forget(&id);
+        // The name that came with its join token goes with it.
+        let all = self
+            .parts
+            .book
+            .list()
+            .await
+            .map_err(|error| call.refuse(error))?;
+        let is_alias = |entry: &&Arc<Entry>| {
+            entry.parent_id == id
+                && entry.selectors.len() == 1
+                && entry
+                    .selectors
+                    .iter()
+                    .all(|s| s.kind() == "spiffe_id" && s.value() == id.as_str())
+        };
+        for alias in all.iter().filter(is_alias) {
+            self.parts
+                .book
+                .delete(&alias.id)
+                .await
+                .map_err(|error| call.refuse(error))?;
+        }
+        Ok(Response::new(()))
+    }
+
+    async fn ban_agent(
+        &self,
+        request: Request<wire::BanAgentRequest>,
+    ) -> Result<Response<()>, Status> {
+        let call = Call::of(&request)?;
+        let id = self.named(&call, request.get_ref().id.as_ref())?;
+        self.parts
+            .nodes
+            .set_banned(&id, true)
+            .await
+            .map_err(|error| call.refuse(error))?
+            .ok_or_else(|| call.refuse(not_found()))?;
+        Ok(Response::new(()))
+    }
+}
+
+#[cfg(test)]
+mod tests;

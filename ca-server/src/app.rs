@@ -1,0 +1,235 @@
+//! Makes every part from the configuration and ties them together; binds every door before it says so.
+//! Trusts nothing that is not there yet: the program is ready when store, identity and doors are.
+//! Never serves from a store or an audit log that could not be opened.
+
+mod background;
+mod doors;
+mod identity;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use mesh_runtime::addresses::Addresses;
+use mesh_runtime::audit::AuditLog;
+use mesh_runtime::clock::Clock;
+use mesh_runtime::drain::Drain;
+use mesh_runtime::readiness::{Liveness, Readiness};
+use mesh_runtime::tasks::Tasks;
+use mesh_tls::IdentityCell;
+
+use self::background::Background;
+use self::doors::Doors;
+use crate::api::Parts;
+use crate::api::caller::Callers;
+use crate::api::limit::Limits;
+use crate::attestation::{Attestors, Surroundings};
+use crate::authority::Authority;
+use crate::config::CaServerConfig;
+use crate::fleet::Fleet;
+use crate::issuance::{Issuer, Lives};
+use crate::metrics::Metrics;
+use crate::registry::{EntryBook, Registry};
+use crate::store::{SledSettings, Stores};
+
+/// How long open calls may go on after the doors are closed.
+const DRAIN: Duration = Duration::from_secs(8);
+
+/// What the server cannot make for itself, so that a test can bring its own.
+#[derive(Clone)]
+pub struct Given {
+    /// What it remembers.
+    pub stores: Stores,
+    /// The audit record.
+    pub audit: AuditLog,
+    /// The time.
+    pub clock: Clock,
+}
+
+impl Given {
+    /// The real ones: the embedded store and the audit files.
+    pub async fn open(config: &CaServerConfig, clock: Clock) -> anyhow::Result<Self> {
+        for directory in [
+            config.store.sled.path.parent(),
+            config.keys.sealing_key.parent(),
+            config.listen.admin_socket.parent(),
+        ] {
+            make_directory(directory)?;
+        }
+        let audit = AuditLog::open(&config.audit.dir, "ca-server", &clock)?;
+        let sled = &config.store.sled;
+        let settings = SledSettings {
+            free_space_reserve: sled.free_space_reserve.as_bytes(),
+            cache: sled.cache.as_bytes(),
+            ..SledSettings::default()
+        };
+        let stores = Stores::open_sled(&sled.path, &config.trust_domain, settings).await?;
+        Ok(Self {
+            stores,
+            audit,
+            clock,
+        })
+    }
+}
+
+fn make_directory(directory: Option<&Path>) -> anyhow::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    let Some(directory) = directory.filter(|path| !path.as_os_str().is_empty()) else {
+        return Ok(());
+    };
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(directory)
+        .with_context(|| format!("cannot make the directory {}", directory.display()))
+}
+
+/// A server whose doors are bound.
+pub struct App {
+    doors: Doors,
+    background: Background,
+    drain: Drain,
+    audit: AuditLog,
+    identity: IdentityCell,
+}
+
+/// Makes a server. When it returns, every door is bound and nothing is served yet.
+pub async fn build(config: &CaServerConfig, given: Given) -> anyhow::Result<App> {
+    let Given {
+        stores,
+        audit,
+        clock,
+    } = given;
+    let metrics = Metrics::new();
+    audit.register(metrics.registry(), "ca_server");
+    let (readiness, liveness) = (Readiness::new(), Liveness::new());
+    let drain = Drain::after(&readiness);
+    let store_ready = readiness.part("store");
+    let identity_ready = readiness.part("identity");
+    let doors_ready = readiness.part("doors");
+
+    let authority =
+        Authority::open(config.authority(), stores.journal.clone(), clock.now()).await?;
+    let registry = Registry::open(stores.changes.clone()).await?;
+    let store_ready = store_ready.done();
+    let lives = Lives {
+        x509_svid: config.lifetimes.x509_svid.get(),
+        agent_svid: config.lifetimes.agent_svid.get(),
+    };
+    let issuer = Arc::new(Issuer::new(
+        authority.clone(),
+        registry.clone(),
+        stores.issued.clone(),
+        audit.clone(),
+        lives,
+        clock.clone(),
+        metrics.clone(),
+    )?);
+    let own_id = identity::id(&config.trust_domain)?;
+    let identity = identity::first(&issuer, &own_id, &clock).await?;
+    let identity_ready = identity_ready.done();
+
+    let fleet = Fleet::new();
+    let around = Surroundings {
+        trust_domain: config.trust_domain.clone(),
+        tokens: stores.tokens.clone(),
+        nodes: stores.nodes.clone(),
+        fleet: fleet.clone(),
+        clock: clock.clone(),
+    };
+    let attestors = Attestors::open(&config.attestation.node, &around).await?;
+    let parts = Parts {
+        trust_domain: config.trust_domain.clone(),
+        registry: registry.clone(),
+        book: EntryBook::new(
+            config.trust_domain.clone(),
+            stores.entries.clone(),
+            stores.bundles.clone(),
+        ),
+        nodes: stores.nodes.clone(),
+        tokens: stores.tokens.clone(),
+        issuer: issuer.clone(),
+        authority: authority.clone(),
+        attestors: Arc::new(attestors),
+        fleet: fleet.clone(),
+        callers: Callers::new(
+            config.trust_domain.clone(),
+            stores.nodes.clone(),
+            registry.clone(),
+            config.listen.admin_uids.iter().copied(),
+            config.listen.admin_gids.iter().copied(),
+        ),
+        limits: Limits::new(&config.limits, clock.clone()),
+        audit: audit.clone(),
+        metrics: metrics.clone(),
+        clock: clock.clone(),
+        drain: drain.watch(),
+        readiness: readiness.clone(),
+        most_certificates: usize::try_from(config.limits.certificates_per_request)
+            .unwrap_or(usize::MAX),
+    };
+    let doors = Doors::bind(config, parts, &identity, &readiness, &liveness, doors_ready).await?;
+    let background = Background {
+        authority,
+        registry,
+        issuer,
+        stores,
+        fleet,
+        metrics,
+        clock,
+        own_id,
+        identity: identity.clone(),
+        identity_ready,
+        store_ready,
+    };
+    Ok(App {
+        doors,
+        background,
+        drain,
+        audit,
+        identity,
+    })
+}
+
+impl App {
+    /// What was bound.
+    pub fn addresses(&self) -> Addresses {
+        self.doors.addresses()
+    }
+
+    /// What this server shows to its peers.
+    pub fn identity(&self) -> &IdentityCell {
+        &self.identity
+    }
+
+    /// Serves until the tasks are asked to stop, then drains: unready, no new connections, open calls finish or are cut off.
+    pub async fn run(self, tasks: Tasks) -> anyhow::Result<()> {
+        let asked = tasks.stopping();
+        // Whatever serves or keeps the authority alive outlives the request to stop until the drain is over.
+        let inner = Tasks::new("ca-server");
+        self.background.start(&inner);
+        self.doors.start(&inner);
+        let failed = inner.stopping();
+        tokio::select! {
+            () = asked.cancelled() => {}
+            () = failed.cancelled() => {}
+        }
+        let outcome = self.drain.run(Duration::ZERO, DRAIN).await;
+        tracing::info!(?outcome, "drained");
+        inner.stop();
+        let ended = inner.join().await;
+        self.audit.close().await?;
+        Ok(ended?)
+    }
+}
+
+/// Removes the socket's file when the door is closed.
+struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        // It may be gone with its directory already.
+        std::fs::remove_file(&self.0).ok();
+    }
+}

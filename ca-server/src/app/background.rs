@@ -1,0 +1,118 @@
+//! What runs besides the doors: the authority's rotation, our own SVID, housekeeping, and the watch over the store.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_identity::SpiffeId;
+use mesh_runtime::clock::Clock;
+use mesh_runtime::errors::{Coded, ErrorChain};
+use mesh_runtime::readiness::ReadyPart;
+use mesh_runtime::tasks::{Stop, Tasks};
+use mesh_tls::IdentityCell;
+
+use super::identity;
+use crate::authority::{self, Authority};
+use crate::fleet::Fleet;
+use crate::issuance::Issuer;
+use crate::metrics::Metrics;
+use crate::registry::Registry;
+use crate::store::{StoreError, StoreHealth, Stores};
+
+/// How often what is over is thrown away.
+const HOUSEKEEPING: Duration = Duration::from_secs(60);
+
+/// How long a certificate's record is kept beyond its end.
+const KEEP_ISSUED: Duration = Duration::from_secs(24 * 3600);
+
+/// How often sizes are counted for the metrics.
+const COUNTING: Duration = Duration::from_secs(5);
+
+pub(super) struct Background {
+    pub(super) authority: Arc<Authority>,
+    pub(super) registry: Arc<Registry>,
+    pub(super) issuer: Arc<Issuer>,
+    pub(super) stores: Stores,
+    pub(super) fleet: Fleet,
+    pub(super) metrics: Metrics,
+    pub(super) clock: Clock,
+    pub(super) own_id: SpiffeId,
+    pub(super) identity: IdentityCell,
+    pub(super) identity_ready: ReadyPart,
+    pub(super) store_ready: ReadyPart,
+}
+
+impl Background {
+    pub(super) fn start(self, tasks: &Tasks) {
+        let (authority, clock) = (self.authority.clone(), self.clock.clone());
+        tasks.spawn("ca-rotation", |stop| authority::run(authority, clock, stop));
+        let (cell, issuer, authority) = (self.identity, self.issuer, self.authority);
+        let (id, clock, ready) = (self.own_id, self.clock.clone(), self.identity_ready);
+        tasks.spawn("own-svid", |stop| async move {
+            identity::keep(cell, issuer, authority, id, clock, ready, stop)
+                .await
+                .map_err(|error| -> Box<dyn std::error::Error + Send + Sync> { error.into() })
+        });
+        let (stores, clock) = (self.stores.clone(), self.clock.clone());
+        tasks.spawn("housekeeping", |stop| keep_house(stores, clock, stop));
+        let (health, ready) = (self.stores.changes.health(), self.store_ready);
+        tasks.spawn("store-watch", |stop| watch_store(health, ready, stop));
+        let (registry, fleet, metrics, clock) =
+            (self.registry, self.fleet, self.metrics, self.clock);
+        tasks.spawn("counting", |stop| async move {
+            loop {
+                let (entries, agents) = registry.counts();
+                metrics.sizes(entries, agents, fleet.connected());
+                if stop.unless_stopped(clock.sleep(COUNTING)).await.is_none() {
+                    return Ok::<(), StoreError>(());
+                }
+            }
+        });
+    }
+}
+
+async fn keep_house(stores: Stores, clock: Clock, stop: Stop) -> Result<(), StoreError> {
+    loop {
+        if let Err(error) = throw_away(&stores, &clock).await {
+            // What is over is judged by its time everywhere; not being thrown away harms nobody.
+            tracing::warn!(code = error.code(), error = %ErrorChain(&error), "housekeeping failed");
+        }
+        if stop
+            .unless_stopped(clock.sleep(HOUSEKEEPING))
+            .await
+            .is_none()
+        {
+            return Ok(());
+        }
+    }
+}
+
+async fn throw_away(stores: &Stores, clock: &Clock) -> Result<(), StoreError> {
+    let now = clock.now();
+    let expired = stores.entries.delete_expired(now).await?;
+    for entry in expired {
+        tracing::info!(entry = %entry.id, id = %entry.spiffe_id, "an expired entry was removed");
+    }
+    stores.tokens.prune(now).await?;
+    if let Some(before) = now.checked_sub(KEEP_ISSUED) {
+        stores.issued.prune(before).await?;
+    }
+    Ok(())
+}
+
+async fn watch_store(
+    mut health: tokio::sync::watch::Receiver<StoreHealth>,
+    ready: ReadyPart,
+    stop: Stop,
+) -> Result<(), StoreError> {
+    loop {
+        match &*health.borrow_and_update() {
+            StoreHealth::Working => ready.ready_again(),
+            StoreHealth::NearlyFull => ready.not_ready("the disk is nearly full"),
+            StoreHealth::Stopped(reason) => ready.not_ready(reason),
+        }
+        match stop.unless_stopped(health.changed()).await {
+            Some(Ok(())) => {}
+            _ => return Ok(()),
+        }
+    }
+}

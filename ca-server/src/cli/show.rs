@@ -1,0 +1,160 @@
+//! How answers are printed: aligned lines for people, JSON with fixed keys for programs. No fact is only in one of them.
+
+use std::time::SystemTime;
+
+use mesh_identity::Entry;
+use mesh_runtime::cli::Output;
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use crate::api::client::ListedAgent;
+
+pub(super) fn token(token: &str, expires_at: SystemTime, output: Output) -> String {
+    match output {
+        Output::Json => line(&json!({ "token": token, "expiresAt": rfc3339(expires_at) })),
+        // As SPIRE's command prints it, so that scripts that cut it go on working.
+        Output::Table => format!("Token: {token}\n"),
+    }
+}
+
+pub(super) fn entry(entry: &Entry, output: Output) -> String {
+    match output {
+        Output::Json => line(&entry_json(entry)),
+        Output::Table => entry_text(entry),
+    }
+}
+
+pub(super) fn entries(entries: &[Entry], output: Output) -> String {
+    match output {
+        Output::Json => line(&json!({
+            "entries": entries.iter().map(entry_json).collect::<Vec<_>>()
+        })),
+        Output::Table => {
+            let all: Vec<_> = entries.iter().map(entry_text).collect();
+            let noun = if all.len() == 1 { "entry" } else { "entries" };
+            format!("Found {} {noun}\n{}", all.len(), all.join("\n"))
+        }
+    }
+}
+
+pub(super) fn deleted(id: &str, output: Output) -> String {
+    match output {
+        Output::Json => line(&json!({ "deleted": id })),
+        Output::Table => format!("Deleted entry with ID: {id}\n"),
+    }
+}
+
+pub(super) fn agents(agents: &[ListedAgent], output: Output) -> String {
+    match output {
+        Output::Json => line(&json!({
+            "agents": agents.iter().map(agent_json).collect::<Vec<_>>()
+        })),
+        Output::Table => {
+            let all: Vec<_> = agents.iter().map(agent_text).collect();
+            let noun = if all.len() == 1 { "agent" } else { "agents" };
+            format!("Found {} attested {noun}\n{}", all.len(), all.join("\n"))
+        }
+    }
+}
+
+fn entry_json(entry: &Entry) -> Value {
+    json!({
+        "id": entry.id.as_str(),
+        "spiffeId": entry.spiffe_id.as_str(),
+        "parentId": entry.parent_id.as_str(),
+        "selectors": entry.selectors.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "x509SvidTtl": entry.x509_svid_ttl.map(|ttl| ttl.as_secs()),
+        "dnsNames": entry.dns_names.iter().map(|name| name.as_str()).collect::<Vec<_>>(),
+        "federatesWith": entry.federates_with.iter().map(|domain| domain.as_str()).collect::<Vec<_>>(),
+        "admin": entry.admin,
+        "downstream": entry.downstream,
+        "hint": entry.hint,
+        "revision": entry.revision,
+        "createdAt": rfc3339(entry.created_at),
+        "expiresAt": entry.expires_at.map(rfc3339),
+    })
+}
+
+fn entry_text(entry: &Entry) -> String {
+    let mut text = rows(&[
+        ("Entry ID", entry.id.to_string()),
+        ("SPIFFE ID", entry.spiffe_id.to_string()),
+        ("Parent ID", entry.parent_id.to_string()),
+        ("Revision", entry.revision.to_string()),
+        (
+            "X509-SVID TTL",
+            entry
+                .x509_svid_ttl
+                .map_or("default".to_owned(), |ttl| ttl.as_secs().to_string()),
+        ),
+        ("Created", rfc3339(entry.created_at)),
+    ]);
+    for selector in &entry.selectors {
+        text += &rows(&[("Selector", selector.to_string())]);
+    }
+    for name in &entry.dns_names {
+        text += &rows(&[("DNS name", name.to_string())]);
+    }
+    for domain in &entry.federates_with {
+        text += &rows(&[("FederatesWith", domain.to_string())]);
+    }
+    for (name, is) in [("Admin", entry.admin), ("Downstream", entry.downstream)] {
+        if is {
+            text += &rows(&[(name, "true".to_owned())]);
+        }
+    }
+    if !entry.hint.is_empty() {
+        text += &rows(&[("Hint", mesh_runtime::errors::untrusted(&entry.hint))]);
+    }
+    if let Some(end) = entry.expires_at {
+        text += &rows(&[("Expires", rfc3339(end))]);
+    }
+    text
+}
+
+fn agent_json(agent: &ListedAgent) -> Value {
+    json!({
+        "id": agent.id,
+        "attestationType": agent.attestation_type,
+        "expiresAt": rfc3339(agent.expires_at),
+        "serial": agent.serial,
+        "banned": agent.banned,
+        "canReattest": agent.can_reattest,
+        "version": agent.version,
+        "selectors": agent.selectors,
+    })
+}
+
+fn agent_text(agent: &ListedAgent) -> String {
+    let mut text = rows(&[
+        ("SPIFFE ID", agent.id.clone()),
+        ("Attestation type", agent.attestation_type.clone()),
+        ("Expires", rfc3339(agent.expires_at)),
+        ("Serial number", agent.serial.clone()),
+        ("Can re-attest", agent.can_reattest.to_string()),
+        ("Banned", agent.banned.to_string()),
+        ("Version", agent.version.clone()),
+    ]);
+    for selector in &agent.selectors {
+        text += &rows(&[("Selector", selector.clone())]);
+    }
+    text
+}
+
+fn rows(rows: &[(&str, String)]) -> String {
+    rows.iter()
+        .map(|(name, value)| format!("{name:<17}: {value}\n"))
+        .collect()
+}
+
+fn line(value: &Value) -> String {
+    format!("{value:#}\n")
+}
+
+fn rfc3339(moment: SystemTime) -> String {
+    let moment = OffsetDateTime::from(moment)
+        .replace_nanosecond(0)
+        .unwrap_or(OffsetDateTime::UNIX_EPOCH);
+    moment.format(&Rfc3339).unwrap_or_default()
+}

@@ -1,0 +1,191 @@
+//! All metric names of this server in one place. Labels come from fixed sets, never from a stranger's text.
+
+use std::time::Duration;
+
+use mesh_identity::X509Svid;
+use mesh_runtime::errors::Coded;
+use mesh_runtime::metrics::{Counter, Family, Gauge, Histogram, exponential_buckets};
+use tonic::Code;
+
+use crate::api::Refusal;
+use crate::api::permit::{self, Limit};
+use crate::attestation::AttestedNode;
+use crate::issuance::IssueError;
+
+type Labels<const N: usize> = [(&'static str, &'static str); N];
+
+/// The metrics of this server. Cheap to clone.
+#[derive(Clone)]
+pub struct Metrics {
+    registry: mesh_runtime::metrics::Metrics,
+    issued: Family<Labels<1>, Counter>,
+    issuance_denied: Family<Labels<2>, Counter>,
+    issuance_duration: Histogram,
+    attestations: Family<Labels<2>, Counter>,
+    agents: Gauge,
+    agents_connected: Gauge,
+    entries: Gauge,
+    ratelimited: Family<Labels<1>, Counter>,
+    feed_refused: Counter,
+    handled: Family<Labels<2>, Counter>,
+    handling: Family<Labels<1>, Histogram, fn() -> Histogram>,
+}
+
+fn call_seconds() -> Histogram {
+    Histogram::new(exponential_buckets(0.0005, 4.0, 8))
+}
+
+impl Metrics {
+    /// Registers every family.
+    pub fn new() -> Self {
+        let registry = mesh_runtime::metrics::Metrics::new("ca_server");
+        let metrics = Self {
+            issued: Family::default(),
+            issuance_denied: Family::default(),
+            issuance_duration: Histogram::new(exponential_buckets(0.0001, 4.0, 8)),
+            attestations: Family::default(),
+            agents: registry.gauge("ca_server_agents", "Agents that are known"),
+            agents_connected: registry.gauge(
+                "ca_server_agents_connected",
+                "Agents with an open feed stream",
+            ),
+            entries: registry.gauge("ca_server_entries", "Registration entries"),
+            ratelimited: Family::default(),
+            feed_refused: registry.counter(
+                "ca_server_feed_updates_refused",
+                "Updates that an agent refused",
+            ),
+            handled: Family::default(),
+            handling: Family::new_with_constructor(call_seconds),
+            registry: registry.clone(),
+        };
+        registry.register(
+            "ca_server_svids_issued",
+            "SVIDs issued",
+            metrics.issued.clone(),
+        );
+        registry.register(
+            "ca_server_issuance_denied",
+            "SVIDs that were asked for and not issued",
+            metrics.issuance_denied.clone(),
+        );
+        registry.register(
+            "ca_server_issuance_duration_seconds",
+            "Time of one issuing request, all its SVIDs and their records included",
+            metrics.issuance_duration.clone(),
+        );
+        registry.register(
+            "ca_server_node_attestations",
+            "Nodes that tried to prove themselves",
+            metrics.attestations.clone(),
+        );
+        registry.register(
+            "ca_server_ratelimited",
+            "Calls over their budget",
+            metrics.ratelimited.clone(),
+        );
+        registry.register(
+            "ca_server_rpcs_handled",
+            "RPCs by method and status",
+            metrics.handled.clone(),
+        );
+        registry.register(
+            "ca_server_rpc_handling_seconds",
+            "Time until an RPC is answered",
+            metrics.handling.clone(),
+        );
+        metrics
+    }
+
+    /// For the admin port, and for the families of other crates.
+    pub fn registry(&self) -> &mesh_runtime::metrics::Metrics {
+        &self.registry
+    }
+
+    pub(crate) fn issuance(&self, answers: &[Result<X509Svid, IssueError>], took: Duration) {
+        self.issuance_duration.observe(took.as_secs_f64());
+        let done = answers.iter().filter(|answer| answer.is_ok()).count();
+        self.issued
+            .get_or_create(&[("type", "x509")])
+            .inc_by(done as u64);
+        for error in answers.iter().filter_map(|answer| answer.as_ref().err()) {
+            self.issuance_denied
+                .get_or_create(&[("type", "x509"), ("reason", error.code())])
+                .inc();
+        }
+    }
+
+    pub(crate) fn attestation(&self, outcome: &Result<(X509Svid, AttestedNode), Refusal>) {
+        let labels = match outcome {
+            Ok((_, node)) => [("attestor", node.kind), ("result", "success")],
+            Err(refusal) => [("attestor", "unknown"), ("result", refusal.code)],
+        };
+        self.attestations.get_or_create(&labels).inc();
+    }
+
+    pub(crate) fn rate_limited(&self, limit: Limit) {
+        let scope = match limit {
+            Limit::None => "none",
+            Limit::Attest => "attest",
+            Limit::Sign => "sign",
+            Limit::Status => "status",
+        };
+        self.ratelimited.get_or_create(&[("scope", scope)]).inc();
+    }
+
+    pub(crate) fn feed_refused(&self) {
+        self.feed_refused.inc();
+    }
+
+    pub(crate) fn call(&self, path: &str, code: Code, took: Duration) {
+        let method = permit::find(path).map_or("unknown", |row| row.path);
+        self.handled
+            .get_or_create(&[("method", method), ("code", name(code))])
+            .inc();
+        self.handling
+            .get_or_create(&[("method", method)])
+            .observe(took.as_secs_f64());
+    }
+
+    pub(crate) fn refused(&self, path: &str, code: Code) {
+        let method = permit::find(path).map_or("unknown", |row| row.path);
+        self.handled
+            .get_or_create(&[("method", method), ("code", name(code))])
+            .inc();
+    }
+
+    pub(crate) fn sizes(&self, entries: usize, agents: usize, connected: usize) {
+        let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        self.entries.set(number(entries));
+        self.agents.set(number(agents));
+        self.agents_connected.set(number(connected));
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "Canceled",
+        Code::Unknown => "Unknown",
+        Code::InvalidArgument => "InvalidArgument",
+        Code::DeadlineExceeded => "DeadlineExceeded",
+        Code::NotFound => "NotFound",
+        Code::AlreadyExists => "AlreadyExists",
+        Code::PermissionDenied => "PermissionDenied",
+        Code::ResourceExhausted => "ResourceExhausted",
+        Code::FailedPrecondition => "FailedPrecondition",
+        Code::Aborted => "Aborted",
+        Code::OutOfRange => "OutOfRange",
+        Code::Unimplemented => "Unimplemented",
+        Code::Internal => "Internal",
+        Code::Unavailable => "Unavailable",
+        Code::DataLoss => "DataLoss",
+        Code::Unauthenticated => "Unauthenticated",
+    }
+}
