@@ -234,7 +234,7 @@ async fn edited_policy(mesh: &Mesh<'_>, events: Events) -> Result<(), DevError> 
     )?;
     let said = within(EDIT_LIMIT, || {
         let log = mesh.pay.log();
-        async move { log.contains("FNL05") }
+        async move { log.contains("FNL3051") }
     });
     expect(BAD, said.await, || {
         "its log does not mention the file".into()
