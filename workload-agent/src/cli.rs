@@ -33,7 +33,7 @@ struct Cli {
 enum Verb {
     /// Run the agent.
     #[command(after_help = "Example:\n  workload-agent run --config agent.yaml")]
-    Run(RunArgs),
+    Run(AgentRunArgs),
     /// Check a configuration file and say everything that is wrong with it.
     Validate(ConfigArgs),
     /// Ask a running agent whether it can serve identities.
@@ -52,7 +52,7 @@ enum Verb {
 }
 
 #[derive(Debug, Args)]
-struct RunArgs {
+struct AgentRunArgs {
     #[command(flatten)]
     run: cli::RunArgs,
     /// A join token, in place of the one in the configuration. Others on this node can read a process's arguments: a file is better.
@@ -136,7 +136,7 @@ pub fn main() -> Exit {
     }
 }
 
-fn run(args: &RunArgs, common: &CommonArgs) -> Exit {
+fn run(args: &AgentRunArgs, common: &CommonArgs) -> Exit {
     let mut sources = args.run.config.sources();
     sources = sources.over_if(
         "--join-token",
