@@ -158,19 +158,30 @@ pub fn alert_in(error: &(dyn StdError + 'static)) -> Option<AlertDescription> {
     None
 }
 
-/// The name of RFC 8446, section 6.
+/// The name of RFC 8446, section 6: rustls's, in its spelling.
 fn alert_name(alert: AlertDescription) -> String {
-    match alert {
-        AlertDescription::Unknown(number) => number.to_string(),
-        known => {
-            let mut name = String::new();
-            for c in format!("{known:?}").chars() {
-                if c.is_ascii_uppercase() && !name.is_empty() && !name.ends_with("_c") {
-                    name.push('_');
-                }
-                name.push(c.to_ascii_lowercase());
-            }
-            name
-        }
+    if let AlertDescription::Unknown(number) = alert {
+        return number.to_string();
     }
+    let camel = format!("{alert:?}");
+    let mut name = String::with_capacity(camel.len() + 4);
+    let mut before = None;
+    let mut chars = camel.chars().peekable();
+    while let Some(c) = chars.next() {
+        // A word begins after a small letter, or with the last capital of an abbreviation.
+        let starts = match before {
+            None => false,
+            Some(before) if char::is_ascii_lowercase(&before) => c.is_ascii_uppercase(),
+            Some(_) => c.is_ascii_uppercase() && chars.peek().is_some_and(char::is_ascii_lowercase),
+        };
+        if starts {
+            name.push('_');
+        }
+        name.push(c.to_ascii_lowercase());
+        before = Some(c);
+    }
+    name
 }
+
+#[cfg(test)]
+mod tests;
