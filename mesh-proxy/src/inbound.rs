@@ -37,6 +37,9 @@ use crate::record::{Judged, Recorder};
 /// The part of its life by which a connection retires here before it ends: less than on the side that sends (`pool.rs`).
 const RETIRE_EARLY: f64 = 0.1;
 
+/// The code of a handshake that took too long.
+const SLOW: &str = "FNL3030";
+
 /// The door for others.
 pub(crate) struct InboundDoor {
     pub(crate) protocol: Protocol,
@@ -116,8 +119,8 @@ impl InboundDoor {
                 None
             }
             Err(_) => {
-                self.metrics.handshake("server", "FNL3030", None);
-                tracing::debug!(code = "FNL3030", peer = %address, limit = ?limit, "handshake too slow");
+                self.metrics.handshake("server", SLOW, None);
+                tracing::debug!(code = SLOW, peer = %address, limit = ?limit, "handshake too slow");
                 None
             }
         }

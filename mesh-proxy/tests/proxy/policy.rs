@@ -1,0 +1,246 @@
+//! Policy at the doors: denials with their reasons, and changes while traffic runs.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, StreamBody};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::net::TcpStream;
+
+use crate::world::{Pair, SHOP_ANYTHING, allow, deny, eventually, started};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_denial_tells_the_caller_a_number_and_the_operator_the_reason() {
+    let pair = Pair::start(&allow(&format!(
+        "{SHOP_ANYTHING}\nto: [ {{ operation: {{ paths: [/charge] }} }} ]"
+    )))
+    .await;
+    let answer = pair.get("/admin/keys").await;
+    assert!(answer.starts_with("HTTP/1.1 403"), "{answer}");
+    assert!(answer.contains("x-finial-error: FNL3001"), "{answer}");
+    assert!(
+        !answer.contains("/charge") && !answer.contains("allow-shop"),
+        "a stranger learns nothing of the policy: {answer}"
+    );
+    let id = answer.split("x-finial-decision: ").nth(1).unwrap()[..26].to_owned();
+    let line = pair.pay.line(|l| l["decision"] == id.as_str()).await;
+    assert_eq!(
+        (&line["effect"], &line["status"], &line["error"]),
+        (&"deny".into(), &403.into(), &"FNL3001".into())
+    );
+    assert_eq!(
+        line["why"],
+        "no rule allows it; nearest is policy payments/allow-shop rule r: paths: /admin/keys is not in [/charge]"
+    );
+    let record = eventually("the denial is in the audit record", || {
+        pair.pay
+            .audit()
+            .into_iter()
+            .find(|r| r["object"]["id"] == id.as_str())
+    })
+    .await;
+    assert_eq!(
+        (&record["action"], &record["outcome"], &record["code"]),
+        (&"authz.deny".into(), &"denied".into(), &"FNL3001".into())
+    );
+    assert_eq!(
+        (&record["actor"]["id"], &record["object"]["name"]),
+        (&"spiffe://dev.test/shop".into(), &"GET /admin/keys".into())
+    );
+    assert!(
+        pair.application.heads().is_empty(),
+        "nothing reached the application"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_caller_with_a_good_certificate_is_denied() {
+    let pair = Pair::start(&allow(SHOP_ANYTHING)).await;
+    let answer = pair
+        .world
+        .raw(
+            "mallory",
+            pair.pay.door("inbound"),
+            b"GET /a HTTP/1.1\r\nHost: pay\r\n\r\n",
+            0,
+        )
+        .await;
+    assert!(answer.starts_with("HTTP/1.1 403"), "{answer}");
+    assert_eq!(
+        pair.pay.line(|l| l["status"] == 403).await["source"],
+        "spiffe://dev.test/mallory"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn grpc_callers_are_denied_in_their_own_language() {
+    let pair = Pair::start(&allow(&format!(
+        "{SHOP_ANYTHING}\nto: [ {{ operation: {{ paths: [/ok] }} }} ]"
+    )))
+    .await;
+    let stream = TcpStream::connect(pair.shop.door("outbound.pay"))
+        .await
+        .unwrap();
+    let (mut client, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+            .await
+            .unwrap();
+    tokio::spawn(connection);
+    let request = hyper::Request::post("http://pay/svc/Denied")
+        .header("content-type", "application/grpc+proto")
+        .body(http_body_util::Empty::<Bytes>::new())
+        .unwrap();
+    let answer = client.send_request(request).await.unwrap();
+    assert_eq!(
+        (answer.status().as_u16(), &answer.headers()["grpc-status"]),
+        (200, &"7".parse::<http::HeaderValue>().unwrap())
+    );
+    assert!(
+        answer.headers()["grpc-message"]
+            .to_str()
+            .unwrap()
+            .contains("FNL3001")
+    );
+    assert_eq!(answer.headers()["x-finial-error"], "FNL3001");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn po_15_a_bad_policy_changes_nothing_and_says_so_and_a_good_one_is_in_force_within_a_second()
+{
+    let pair = Pair::start(&allow(SHOP_ANYTHING)).await;
+    assert!(pair.get("/a").await.starts_with("HTTP/1.1 200"));
+    pair.policy(&allow("form: []"));
+    eventually("the refusal is logged", || {
+        pair.pay.log().contains("FNL3051").then_some(())
+    })
+    .await;
+    assert!(
+        pair.pay.log().contains("did you mean `from`?"),
+        "{}",
+        pair.pay.log()
+    );
+    assert!(
+        pair.get("/a").await.starts_with("HTTP/1.1 200"),
+        "the last good policy stays"
+    );
+    let refused = eventually("the refusal is audited", || {
+        pair.pay
+            .audit()
+            .into_iter()
+            .find(|r| r["action"] == "policy.apply" && r["outcome"] == "failure")
+    })
+    .await;
+    assert_eq!(refused["code"], "FNL3051");
+    assert!(
+        pair.pay
+            .page("/metrics")
+            .await
+            .1
+            .contains("mesh_proxy_config_rejected_total 1")
+    );
+    std::fs::remove_file(pair.world.path("policy.yaml")).unwrap();
+    eventually("the missing file is logged", || {
+        pair.pay.log().contains("FNL3050").then_some(())
+    })
+    .await;
+    assert!(
+        pair.get("/a").await.starts_with("HTTP/1.1 200"),
+        "a missing file takes nothing away"
+    );
+    let changed = started();
+    pair.policy(&(allow(SHOP_ANYTHING) + &deny("to: [ { operation: { paths: [\"/a*\"] } } ]")));
+    loop {
+        let answer = pair.get("/a").await;
+        if answer.starts_with("HTTP/1.1 403") {
+            break;
+        }
+        assert!(changed.elapsed() < Duration::from_secs(5));
+    }
+    assert!(
+        changed.elapsed() < Duration::from_millis(1500),
+        "{:?}",
+        changed.elapsed()
+    );
+    assert!(pair.get("/b").await.starts_with("HTTP/1.1 200"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn mesh_c1_51_an_open_grpc_stream_is_cut_when_the_policy_no_longer_allows_it() {
+    let pair = Pair::start(&allow(SHOP_ANYTHING)).await;
+    let (sender, frames) =
+        tokio::sync::mpsc::channel::<Result<http_body::Frame<Bytes>, std::convert::Infallible>>(4);
+    let body = StreamBody::new(tokio_stream::wrappers::ReceiverStream::new(frames));
+    let stream = TcpStream::connect(pair.shop.door("outbound.pay"))
+        .await
+        .unwrap();
+    let (mut client, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+            .await
+            .unwrap();
+    tokio::spawn(connection);
+    let request = hyper::Request::post("http://pay/svc/Stream")
+        .header("content-type", "application/grpc")
+        .body(body)
+        .unwrap();
+    let mut answer = client.send_request(request).await.unwrap();
+    sender
+        .send(Ok(http_body::Frame::data(Bytes::from_static(b"one"))))
+        .await
+        .unwrap();
+    assert_eq!(
+        answer.frame().await.unwrap().unwrap().into_data().unwrap(),
+        "one"
+    );
+    // A change that still allows it leaves it alone.
+    pair.policy(&(allow(SHOP_ANYTHING) + &deny("to: [ { operation: { paths: [/other] } } ]")));
+    eventually("the policy is in force", || {
+        pair.pay.log().contains("generation=2").then_some(())
+    })
+    .await;
+    sender
+        .send(Ok(http_body::Frame::data(Bytes::from_static(b"two"))))
+        .await
+        .unwrap();
+    assert_eq!(
+        answer.frame().await.unwrap().unwrap().into_data().unwrap(),
+        "two"
+    );
+    let changed = started();
+    pair.policy(&allow(
+        "from: [ { source: { principals: [\"spiffe://dev.test/other\"] } } ]",
+    ));
+    let cut = tokio::time::timeout(Duration::from_secs(5), answer.frame())
+        .await
+        .expect("the stream is cut");
+    assert!(cut.is_none_or(|frame| frame.is_err()));
+    assert!(
+        changed.elapsed() < Duration::from_millis(1500),
+        "{:?}",
+        changed.elapsed()
+    );
+    assert_eq!(
+        pair.pay.line(|l| l["error"] == "FNL3031").await["path"],
+        "/svc/Stream"
+    );
+    eventually("the cut is audited", || {
+        pair.pay
+            .audit()
+            .into_iter()
+            .find(|r| r["action"] == "connection.cut")
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_waits_for_the_application_learns_that_it_is_no_longer_allowed() {
+    let pair = Pair::start(&allow(SHOP_ANYTHING)).await;
+    let door = pair.shop.door("outbound.pay");
+    let waiting = tokio::spawn(async move {
+        let mut stream = TcpStream::connect(door).await.unwrap();
+        crate::world::exchange(&mut stream, b"GET /slow HTTP/1.1\r\nHost: pay\r\n\r\n", 0).await
+    });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    pair.policy("");
+    let answer = waiting.await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 403"), "{answer}");
+}
