@@ -104,7 +104,10 @@ impl Writer<'_> {
                     out.push_str(&format!("{pad}# {}: (not set)\n", key.text))
                 }
                 Value::Map(inner) if !inner.is_empty() => {
-                    out.push_str(&format!("{pad}{}:\n", scalar(&key.text)));
+                    // A section of which nothing is set holds only comments, and would read back as nothing at all.
+                    let unset = inner.iter().all(|(_, v)| matches!(v.value, Value::Null));
+                    let empty = if self.comments && unset { " {}" } else { "" };
+                    out.push_str(&format!("{pad}{}:{empty}\n", scalar(&key.text)));
                     self.map_body(child, schema, indent + 2, &path, out);
                 }
                 Value::Seq(items) if !items.is_empty() => {
