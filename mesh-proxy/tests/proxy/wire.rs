@@ -195,7 +195,9 @@ async fn px_10_the_smuggling_matrix_ends_in_a_refusal_or_in_one_canonical_reques
         let first = status(&answer).to_owned();
         // A refused request that leaves the connection usable may be followed by the next one: then that one was a request of its own
         // to the proxy, too, and the marker is an honest request. It must never come out of a body.
-        let honest = !case.contains("ontent-Length") && !case.contains("ransfer-Encoding");
+        // Two equal lengths are one length: the body ends where both say.
+        let honest = (!case.contains("ontent-Length") && !case.contains("ransfer-Encoding"))
+            || case.contains("Length: 5\r\nContent-Length: 5\r\n\r\n");
         for head in &reached {
             assert!(
                 !head.contains("SMUGGLED") || honest,

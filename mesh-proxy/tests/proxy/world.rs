@@ -289,7 +289,6 @@ pub(crate) struct Proxy {
     pub(crate) log: PathBuf,
     pub(crate) access: PathBuf,
     pub(crate) audit: PathBuf,
-    config: PathBuf,
 }
 
 impl Proxy {
@@ -325,7 +324,6 @@ impl Proxy {
             log,
             access,
             audit,
-            config,
         };
         eventually("the proxy binds its doors", || {
             let text = std::fs::read_to_string(&addresses).ok()?;
@@ -338,10 +336,6 @@ impl Proxy {
 
     pub(crate) fn door(&self, name: &str) -> SocketAddr {
         self.doors[name].parse().unwrap()
-    }
-
-    pub(crate) fn config(&self) -> &Path {
-        &self.config
     }
 
     pub(crate) fn log(&self) -> String {
