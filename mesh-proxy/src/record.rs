@@ -40,8 +40,11 @@ struct Inner {
     audit: Option<mpsc::Sender<Event>>,
     metrics: ProxyMetrics,
     ids: DecisionIds,
-    allowed: Mutex<HashMap<(Arc<str>, Arc<str>), Allowed>>,
+    allowed: Mutex<HashMap<Pair, Allowed>>,
 }
+
+/// A caller and the policy that allowed him.
+type Pair = (Arc<str>, Arc<str>);
 
 /// How often a caller was allowed by a policy in this minute.
 #[derive(Debug)]
