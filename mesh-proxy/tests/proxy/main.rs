@@ -1,6 +1,8 @@
 //! The real proxy as a process, between a real Workload API and real applications.
 //! One file for each topic; the names of the tests say what holds.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+
 mod command_line;
 mod identity;
 mod policy;

@@ -136,8 +136,8 @@ where
     }
     let mut answer = Vec::new();
     let mut buffer = [0; 4096];
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while Instant::now() < deadline {
+    let deadline = started() + Duration::from_secs(10);
+    while started() < deadline {
         let read = tokio::time::timeout(Duration::from_millis(500), stream.read(&mut buffer)).await;
         match read {
             Ok(Ok(0) | Err(_)) => break,
