@@ -6,7 +6,7 @@ use std::{
     sync::OnceLock,
 };
 
-use crate::env;
+use finial::dev::programs::cargo_build;
 
 /// The path of a program of ours, `ca-server` for example.
 pub fn path(program: &str) -> PathBuf {
@@ -41,20 +41,7 @@ fn folder() -> &'static Path {
         let own = std::env::current_exe().expect("the path of this test");
         let folder = own.ancestors().nth(2).expect("two folders up").to_owned();
         // `cargo test -p mesh-tests` alone does not build the programs of other packages.
-        let mut build = Command::new(env::read("CARGO").unwrap_or_else(|| "cargo".into()));
-        build.args(["build", "--quiet", "--workspace", "--bins"]);
-        if folder.ends_with("release") {
-            build.arg("--release");
-        }
-        build.current_dir(
-            Path::new(env!("CARGO_MANIFEST_DIR"))
-                .parent()
-                .expect("the root"),
-        );
-        assert!(
-            build.status().is_ok_and(|s| s.success()),
-            "the programs could not be built"
-        );
+        assert!(cargo_build(&folder, &["--workspace", "--bins"]), "the programs could not be built");
         folder
     })
 }

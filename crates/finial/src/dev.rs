@@ -9,6 +9,7 @@ pub mod http;
 mod mesh;
 mod place;
 pub mod process;
+pub mod programs;
 mod scene;
 
 use std::{fmt::Write as _, process::ExitCode, time::Duration};

@@ -11,7 +11,15 @@ use std::{
 use thiserror::Error;
 use tokio::process::Command;
 
-use super::{DevError, Events, app::App, events::Event, files, place::Place, process::Process};
+use super::{
+    DevError, Events,
+    app::App,
+    events::Event,
+    files,
+    place::Place,
+    process::Process,
+    programs::{cargo_build, under_cargo},
+};
 
 /// Why a program cannot be used.
 #[derive(Debug, Error)]
@@ -47,47 +55,19 @@ pub(crate) struct Programs {
 pub(crate) fn programs() -> Result<Programs, ProgramError> {
     let own = std::env::current_exe().map_err(ProgramError::Nowhere)?;
     let folder = own.parent().unwrap_or(Path::new("."));
-    if let Some(cargo) = running_under_cargo() {
-        let mut build = std::process::Command::new(cargo);
-        build.args([
-            "build",
-            "--quiet",
-            "-p",
-            "ca-server",
-            "-p",
-            "workload-agent",
-            "-p",
-            "mesh-proxy",
-            "--bins",
-        ]);
-        if folder.ends_with("release") {
-            build.arg("--release");
-        }
-        if !build.status().is_ok_and(|status| status.success()) {
-            return Err(ProgramError::Build);
-        }
+    let daemons = ["-p", "ca-server", "-p", "workload-agent", "-p", "mesh-proxy", "--bins"];
+    if under_cargo() && !cargo_build(folder, &daemons) {
+        return Err(ProgramError::Build);
     }
     let find = |name: &str| {
         let path = folder.join(name);
-        if path.exists() {
-            Ok(path)
-        } else {
-            Err(ProgramError::Missing(path))
-        }
+        if path.exists() { Ok(path) } else { Err(ProgramError::Missing(path)) }
     };
     Ok(Programs {
         ca_server: find("ca-server")?,
         workload_agent: find("workload-agent")?,
         mesh_proxy: find("mesh-proxy")?,
     })
-}
-
-#[expect(
-    clippy::disallowed_methods,
-    reason = "cargo tells the programs it runs, and nobody else, where it is"
-)]
-fn running_under_cargo() -> Option<std::ffi::OsString> {
-    std::env::var_os("CARGO_MANIFEST_DIR").and_then(|_| std::env::var_os("CARGO"))
 }
 
 /// Everything that runs.
