@@ -17,10 +17,9 @@ use mesh_runtime::{
     telemetry::Repetition,
 };
 use mesh_tls::{Authorizer, ClientConfig, IdentityCell};
-use prost::Message;
 use proto::{
     convert::{
-        IssuedX509Svid, WireError,
+        IssuedX509Svid, WireError, denied_because,
         feed::{Assembly, FromAgent, PART_BYTES, Position, Update, Verdict as Reply},
     },
     finial::feed::v1::feed_client::FeedClient,
@@ -141,7 +140,7 @@ pub enum Verdict {
 pub fn verdict(status: &Status) -> Verdict {
     use types::permission_denied_details::Reason;
     match status.code() {
-        Code::PermissionDenied => match denied_because(status.details()) {
+        Code::PermissionDenied => match denied_because(status) {
             Some(Reason::AgentBanned) => Verdict::Banned,
             Some(
                 Reason::AgentExpired
@@ -161,23 +160,6 @@ pub fn verdict(status: &Status) -> Verdict {
         | Code::DataLoss => Verdict::Later,
         _ => Verdict::No,
     }
-}
-
-fn denied_because(details: &[u8]) -> Option<types::permission_denied_details::Reason> {
-    /// google.rpc.Status, as far as it is read here.
-    #[derive(Clone, PartialEq, Message)]
-    struct RpcStatus {
-        #[prost(message, repeated, tag = "3")]
-        details: Vec<prost_types::Any>,
-    }
-    let status = RpcStatus::decode(details).ok()?;
-    let is_ours = |any: &&prost_types::Any| {
-        any.type_url.rsplit('/').next() == Some("spire.api.types.PermissionDeniedDetails")
-    };
-    let any = status.details.iter().find(is_ours)?;
-    types::PermissionDeniedDetails::decode(&*any.value)
-        .ok()
-        .map(|denied| denied.reason())
 }
 
 /// Why the agent cannot go on.

@@ -197,7 +197,7 @@ fn explanation_text(pid: i32, answer: &wire::ExplainProcessResponse) -> String {
     });
     if let Some(closest) = &answer.closest_entry {
         report = report.note(format!(
-            "the fix adds an entry for this process; if entry {id} was meant for it, remove that one: ca-server entry delete {id}",
+            "the fix adds an entry for this process; if entry {id} was meant for it, remove that one: ca-server entry delete --entry-id {id}",
             id = untrusted(&closest.id)
         ));
     }

@@ -20,7 +20,6 @@ use mesh_runtime::{
 use mesh_tls::{
     Authorizer, ClientPolicy, IdentityCell, PrivateKey, ServerConfig, ServerStream, TlsIdentity,
 };
-use prost::Message as _;
 use proto::{
     finial::feed::v1::{
         FeedUpdate, FollowRequest, Hello,
@@ -51,7 +50,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::{broadcast, mpsc},
 };
-use tonic::{Code, Request, Response, Status, Streaming, transport::server::Connected};
+use tonic::{Request, Response, Status, Streaming, transport::server::Connected};
 
 /// The trust domain of the tests.
 pub(crate) const DOMAIN: &str = "dev.test";
@@ -497,34 +496,8 @@ fn id_of(entry: &types::Entry) -> String {
         .unwrap()
 }
 
-/// As SPIRE's server says it: google.rpc.Status with one Any.
 pub(crate) fn denied(reason: Reason) -> Status {
-    #[derive(Clone, PartialEq, prost::Message)]
-    struct RpcStatus {
-        #[prost(int32, tag = "1")]
-        code: i32,
-        #[prost(string, tag = "2")]
-        message: String,
-        #[prost(message, repeated, tag = "3")]
-        details: Vec<prost_types::Any>,
-    }
-    let any = prost_types::Any {
-        type_url: "type.googleapis.com/spire.api.types.PermissionDeniedDetails".into(),
-        value: types::PermissionDeniedDetails {
-            reason: reason.into(),
-        }
-        .encode_to_vec(),
-    };
-    let status = RpcStatus {
-        code: 7,
-        message: "denied".into(),
-        details: vec![any],
-    };
-    Status::with_details(
-        Code::PermissionDenied,
-        "denied",
-        status.encode_to_vec().into(),
-    )
+    proto::convert::permission_denied("denied", reason)
 }
 
 fn bundle_of(roots: &[Arc<Root>]) -> Bundle {

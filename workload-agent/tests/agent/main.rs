@@ -1,7 +1,14 @@
 //! The agent as others meet it: a true agent on real Unix sockets, with a CA that really signs at the other end.
 //! Trusts nothing but the public surface. Never needs a network beyond loopback.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test that cannot go on ends; clippy exempts test functions but not what they call"
+)]
+
 mod ca;
+mod cli;
 mod lifecycle;
+mod peers;
 mod rig;
 mod workload_api;

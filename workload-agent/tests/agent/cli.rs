@@ -1,0 +1,406 @@
+//! The program as people use it: its verbs, what they print, and how they end.
+
+use std::{
+    path::Path,
+    process::{Command, Output},
+};
+
+use crate::{
+    ca::Ca,
+    rig::{Agent, eventually, join_token, my_uid, yaml},
+};
+
+async fn run(args: &[&str]) -> Output {
+    let args: Vec<_> = args.iter().map(|arg| (*arg).to_owned()).collect();
+    let work = move || {
+        Command::new(env!("CARGO_BIN_EXE_workload-agent"))
+            .args(args)
+            .env_remove("SPIFFE_ENDPOINT_SOCKET")
+            .output()
+    };
+    tokio::task::spawn_blocking(work).await.unwrap().unwrap()
+}
+
+fn out(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn err(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[tokio::test]
+async fn fetch_writes_files_that_openssl_and_others_can_read() {
+    use std::os::unix::fs::MetadataExt;
+    let ca = Ca::start().await;
+    ca.foreign_bundle("friend.test");
+    ca.entry_with("pay", "/pay", &[&my_uid()], |entry| {
+        entry.federates_with = vec!["friend.test".into()]
+    });
+    let agent = Agent::start(&ca).await;
+    let dir = agent.dir.path().join("out");
+    let socket = format!("unix://{}", agent.socket().display());
+    let done = run(&[
+        "api",
+        "fetch",
+        "x509",
+        "--socket",
+        &socket,
+        "--write",
+        dir.to_str().unwrap(),
+    ])
+    .await;
+    assert!(done.status.success(), "{done:?}");
+    assert!(
+        out(&done).contains("spiffe://dev.test/pay") && !out(&done).contains("PRIVATE"),
+        "{done:?}"
+    );
+    let key = std::fs::read_to_string(dir.join("svid.0.key")).unwrap();
+    assert!(
+        key.starts_with("-----BEGIN PRIVATE KEY-----\n")
+            && key.ends_with("-----END PRIVATE KEY-----\n")
+    );
+    assert_eq!(
+        std::fs::metadata(dir.join("svid.0.key")).unwrap().mode() & 0o777,
+        0o600
+    );
+    rcgen::KeyPair::from_pem(&key).unwrap();
+    mesh_identity::X509Svid::from_pem(&std::fs::read(dir.join("svid.0.pem")).unwrap()).unwrap();
+    for (file, domain) in [
+        ("bundle.0.pem", "dev.test"),
+        ("federated.friend.test.pem", "friend.test"),
+    ] {
+        mesh_identity::Bundle::from_pem(
+            domain.parse().unwrap(),
+            &std::fs::read(dir.join(file)).unwrap(),
+        )
+        .unwrap();
+    }
+    let json = run(&["api", "fetch", "x509", "-o", "json", "--socket", &socket]).await;
+    let value: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!(value["svids"][0]["spiffeId"], "spiffe://dev.test/pay");
+    assert!(!out(&json).contains("PRIVATE KEY"));
+}
+
+#[tokio::test]
+async fn a_process_without_identity_is_told_the_code_and_where_to_ask() {
+    let ca = Ca::start().await;
+    ca.entry("other", "/other", &["unix:uid:4242"]);
+    let agent = Agent::start(&ca).await;
+    let refused = run(&[
+        "api",
+        "fetch",
+        "x509",
+        "--socket",
+        agent.socket().to_str().unwrap(),
+    ])
+    .await;
+    assert_eq!(refused.status.code(), Some(3));
+    assert!(
+        err(&refused).contains("error[FNL2104]") && err(&refused).contains("correlation id"),
+        "{refused:?}"
+    );
+    assert!(out(&refused).is_empty(), "messages are not on stdout");
+}
+
+#[tokio::test]
+async fn an_agent_that_is_not_there_is_exit_code_four() {
+    for verb in [
+        &["api", "fetch", "x509", "--socket"][..],
+        &["healthcheck", "--socket"],
+        &["api", "watch", "--socket"],
+    ] {
+        let done = run(&[verb, &["/nowhere/api.sock"]].concat()).await;
+        assert_eq!(done.status.code(), Some(4), "{done:?}");
+        assert!(err(&done).contains("FNL2101"), "{done:?}");
+    }
+}
+
+#[tokio::test]
+async fn healthcheck_says_whether_identities_can_be_served() {
+    let ca = Ca::start().await;
+    ca.down().await;
+    let agent = Agent::start_unready(&ca).await;
+    let socket = agent.socket();
+    let check = async || run(&["healthcheck", "--socket", socket.to_str().unwrap()]).await;
+    assert_eq!(check().await.status.code(), Some(3));
+    ca.up().await;
+    agent.ready().await;
+    eventually("healthy", async || check().await.status.success()).await;
+}
+
+#[tokio::test]
+async fn explain_shows_the_difference_and_the_command_that_mends_it() {
+    let ca = Ca::start().await;
+    let agent = Agent::start(&ca).await;
+    let exe = std::env::current_exe().unwrap().canonicalize().unwrap();
+    let path = format!("unix:path:{}", exe.display());
+    ca.entry("pay", "/pay", &[&my_uid(), &path, "unix:gid:2000"]);
+    let (pid, socket) = (std::process::id().to_string(), agent.admin_socket());
+    let explain = async || {
+        run(&[
+            "explain",
+            "--pid",
+            &pid,
+            "--admin-socket",
+            socket.to_str().unwrap(),
+        ])
+        .await
+    };
+    eventually("the entry is known", async || {
+        err(&explain().await).is_empty() && out(&explain().await).contains("entry pay")
+    })
+    .await;
+    let shown = explain().await;
+    assert_eq!(shown.status.code(), Some(3));
+    let text = out(&shown);
+    assert!(
+        text.starts_with("error[FNL2104]: no identity for this process\n"),
+        "{text}"
+    );
+    for part in [
+        format!("pid {pid}").as_str(),
+        "entry pay (closest, 2 of 3)",
+        "unix:gid:2000",
+        "differs",
+        "holds 1 entries",
+        "= fix:  ca-server entry create --parent-id spiffe://dev.test/spire/agent/join_token/",
+        &format!("--selector {path}"),
+    ] {
+        assert!(text.contains(part), "{part} is missing in\n{text}");
+    }
+    // The facts of the command are true: with that entry the process has an identity.
+    ca.entry(
+        "mended",
+        "/pay",
+        &[
+            &my_uid(),
+            &path,
+            &format!("unix:gid:{}", nix::unistd::getegid()),
+        ],
+    );
+    eventually("mended", async || explain().await.status.success()).await;
+    assert!(out(&explain().await).contains("spiffe://dev.test/pay"));
+}
+
+#[tokio::test]
+async fn explain_of_a_process_that_is_not_there_says_so() {
+    let ca = Ca::start().await;
+    let agent = Agent::start(&ca).await;
+    let socket = agent.admin_socket();
+    let gone = run(&[
+        "explain",
+        "--pid",
+        "2147483646",
+        "--admin-socket",
+        socket.to_str().unwrap(),
+    ])
+    .await;
+    assert_eq!(gone.status.code(), Some(3), "{gone:?}");
+    let json = run(&[
+        "explain",
+        "-o",
+        "json",
+        "--pid",
+        &std::process::id().to_string(),
+        "--admin-socket",
+        socket.to_str().unwrap(),
+    ])
+    .await;
+    let value: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!(value["code"], "FNL2104");
+    assert!(
+        value["selectors"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|s| *s == my_uid())
+    );
+}
+
+#[tokio::test]
+async fn the_admin_socket_is_closed_to_other_users() {
+    use std::os::unix::{fs::PermissionsExt, process::CommandExt};
+    if !nix::unistd::geteuid().is_root() {
+        println!("skipped: another user's process needs root");
+        return;
+    }
+    let ca = Ca::start().await;
+    ca.entry("nobody", "/nobody", &["unix:uid:65534"]);
+    let agent = Agent::start(&ca).await;
+    let program = agent.dir.path().join("client");
+    std::fs::copy(env!("CARGO_BIN_EXE_workload-agent"), &program).unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let as_nobody = |args: Vec<String>| {
+        let mut command = Command::new(&program);
+        command.args(args).uid(65534).gid(65534).current_dir("/");
+        tokio::task::spawn_blocking(move || command.output().unwrap())
+    };
+    let admin = agent.admin_socket().display().to_string();
+    let refused = as_nobody(vec![
+        "explain".into(),
+        "--pid".into(),
+        "1".into(),
+        "--admin-socket".into(),
+        admin,
+    ])
+    .await
+    .unwrap();
+    assert!(
+        !refused.status.success() && out(&refused).is_empty(),
+        "{refused:?}"
+    );
+    let open = agent.socket().display().to_string();
+    let served = as_nobody(vec![
+        "api".into(),
+        "fetch".into(),
+        "x509".into(),
+        "--socket".into(),
+        open,
+    ])
+    .await
+    .unwrap();
+    assert!(
+        out(&served).contains("spiffe://dev.test/nobody"),
+        "{served:?}"
+    );
+}
+
+#[tokio::test]
+async fn the_configuration_verbs_print_what_loads_back() {
+    let defaults = run(&["config", "print-defaults"]).await;
+    assert!(
+        out(&defaults).contains("kind: WorkloadAgentConfig")
+            && out(&defaults).contains("# The socket that workloads use.")
+    );
+    let schema = run(&["config", "schema"]).await;
+    serde_json::from_slice::<serde_json::Value>(&schema.stdout).unwrap();
+    let ca = Ca::start().await;
+    let dir = crate::rig::directory();
+    let file = dir.path().join("agent.yaml");
+    std::fs::write(&file, yaml(&ca, dir.path(), &join_token("s3cret"))).unwrap();
+    let file = file.to_str().unwrap();
+    assert!(run(&["validate", "--config", file]).await.status.success());
+    let shown = run(&["config", "show", "--origin", "--config", file]).await;
+    assert!(
+        out(&shown).contains("dev.test") && !out(&shown).contains("s3cret"),
+        "{shown:?}"
+    );
+    std::fs::write(
+        file,
+        "apiVersion: config.finial.dev/v1\nkind: WorkloadAgentConfig\ntrustDomian: x\n",
+    )
+    .unwrap();
+    let wrong = run(&["validate", "--config", file]).await;
+    assert!(!wrong.status.success());
+    assert!(
+        err(&wrong).contains("trustDomian")
+            && err(&wrong).contains("trustDomain")
+            && err(&wrong).contains("FNL0102"),
+        "{wrong:?}"
+    );
+}
+
+#[tokio::test]
+async fn the_program_runs_stops_on_sigterm_and_takes_over_after_sigkill() {
+    let ca = Ca::start().await;
+    ca.entry("pay", "/pay", &[&my_uid()]);
+    ca.token("once");
+    let dir = crate::rig::directory();
+    std::fs::write(dir.path().join("bundle.pem"), ca.bundle().to_pem()).unwrap();
+    std::fs::write(dir.path().join("token"), "once\n").unwrap();
+    let config = dir.path().join("agent.yaml");
+    std::fs::write(&config, yaml(&ca, dir.path(), "  {}")).unwrap();
+    let token = dir.path().join("token");
+    let start = |addresses: &Path| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_workload-agent"));
+        command
+            .arg("run")
+            .arg("--config")
+            .arg(&config)
+            .arg("--join-token-file")
+            .arg(&token);
+        command
+            .arg("--addresses-file")
+            .arg(addresses)
+            .spawn()
+            .unwrap()
+    };
+    let (first, second) = (
+        dir.path().join("first.json"),
+        dir.path().join("second.json"),
+    );
+    let socket = dir.path().join("public/api.sock");
+    let fetch = async || run(&["api", "fetch", "x509", "--socket", socket.to_str().unwrap()]).await;
+
+    let mut killed = start(&first);
+    eventually("it serves", async || {
+        first.exists() && fetch().await.status.success()
+    })
+    .await;
+    let addresses: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(&first).unwrap()).unwrap();
+    for door in ["workloadApi", "adminSocket", "metrics"] {
+        assert!(addresses[door].is_string(), "{addresses}");
+    }
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    assert!(socket.exists(), "a killed agent leaves its socket");
+
+    let mut stopped = start(&second);
+    eventually("its successor serves", async || {
+        second.exists() && fetch().await.status.success()
+    })
+    .await;
+    assert_eq!(ca.seen().attested.len(), 1, "ag_23: no second attestation");
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(i32::try_from(stopped.id()).unwrap()),
+        nix::sys::signal::SIGTERM,
+    )
+    .unwrap();
+    let status = tokio::task::spawn_blocking(move || stopped.wait())
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(status.success(), "{status}");
+    assert!(
+        !socket.exists(),
+        "one that stops in good order takes its socket away"
+    );
+}
+
+#[tokio::test]
+async fn a_refused_node_ends_with_the_code_and_what_to_do() {
+    let ca = Ca::start().await;
+    let dir = crate::rig::directory();
+    std::fs::write(dir.path().join("bundle.pem"), ca.bundle().to_pem()).unwrap();
+    let config = dir.path().join("agent.yaml");
+    std::fs::write(&config, yaml(&ca, dir.path(), &join_token("never-made"))).unwrap();
+    let ended = run(&["run", "--config", config.to_str().unwrap()]).await;
+    assert_eq!(ended.status.code(), Some(1), "{ended:?}");
+    assert!(
+        err(&ended).contains("error[FNL2023]") && err(&ended).contains("docs/errors/FNL2023.md"),
+        "{ended:?}"
+    );
+    assert!(!err(&ended).contains("never-made"), "{ended:?}");
+}
+
+#[tokio::test]
+async fn a_ca_that_proves_another_root_is_not_talked_to() {
+    let (ca, impostor) = (Ca::start().await, Ca::start().await);
+    let dir = crate::rig::directory();
+    std::fs::write(dir.path().join("bundle.pem"), ca.bundle().to_pem()).unwrap();
+    impostor.token("precious");
+    // The bundle is written again by `start_in`, so start the parts by hand.
+    let config = crate::rig::load(&yaml(&impostor, dir.path(), &join_token("precious")));
+    let app = workload_agent::app::App::start(config, workload_agent::app::Parts::default())
+        .await
+        .unwrap();
+    tokio::time::sleep(std::time::Duration::from_millis(800)).await;
+    assert!(!app.readiness().is_ready());
+    assert!(
+        impostor.seen().evidence.is_empty(),
+        "the token was not shown to it"
+    );
+    app.tasks().stop();
+}
