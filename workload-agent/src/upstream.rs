@@ -416,6 +416,7 @@ impl Upstream {
                 }
             }
             if started.elapsed() > STEADY {
+                quiet.succeeded();
                 failures = 0;
             }
             // A server that ends a stream in good order is asked again at once, the first time.
@@ -453,7 +454,6 @@ impl Upstream {
             Ok(response) => response.into_inner(),
             Err(status) => return broken(status),
         };
-        quiet.succeeded();
         self.heard(true);
         self.connections.send_modify(|count| *count += 1);
         let mut assembly = Assembly::default();
@@ -482,6 +482,9 @@ impl Upstream {
                 .is_err()
             {
                 return StreamEnd::Ended;
+            }
+            if applied.is_ok() {
+                quiet.succeeded();
             }
             if let Err(error) = applied {
                 // What follows would build on what we do not have. Let the refusal get through, then start again from here.
@@ -634,9 +637,10 @@ impl FeedState {
     /// All of it or nothing.
     fn apply(&mut self, update: Update) -> Result<(), UpdateError> {
         if !update.snapshot {
+            // The same revision again is how a server says that there is nothing new.
             let held = match &self.position {
                 Some(held)
-                    if held.epoch == update.at.epoch && held.revision < update.at.revision =>
+                    if held.epoch == update.at.epoch && held.revision <= update.at.revision =>
                 {
                     None
                 }

@@ -100,8 +100,13 @@ pub(super) fn explanation(
         Output::Json => explanation_json(pid, answer),
         Output::Table if !answer.matching_entries.is_empty() => {
             let mut text = format!(
-                "process {pid} gets {} identities\n",
-                answer.matching_entries.len()
+                "process {pid} gets {} {}\n",
+                answer.matching_entries.len(),
+                if answer.matching_entries.len() == 1 {
+                    "identity"
+                } else {
+                    "identities"
+                }
             );
             for entry in &answer.matching_entries {
                 text.push_str(&format!(

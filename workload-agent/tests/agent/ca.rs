@@ -346,6 +346,36 @@ impl Ca {
         });
     }
 
+    /// Many at once, in one update.
+    pub(crate) fn entries(&self, all: impl Iterator<Item = (String, String, Vec<String>)>) {
+        let spiffe = |path: &str| {
+            Some(types::Spiffeid {
+                trust_domain: DOMAIN.into(),
+                path: path.into(),
+            })
+        };
+        self.change(|content| {
+            for (id, path, selectors) in all {
+                let selectors = selectors.iter().map(|text| {
+                    let (kind, value) = text.split_once(':').unwrap();
+                    types::Selector {
+                        r#type: kind.into(),
+                        value: value.into(),
+                    }
+                });
+                let entry = types::Entry {
+                    id: id.clone(),
+                    spiffe_id: spiffe(&path),
+                    parent_id: spiffe("/spire/agent/join_token/tests"),
+                    selectors: selectors.collect(),
+                    created_at: 1_700_000_000,
+                    ..Default::default()
+                };
+                content.entries.insert(id, entry);
+            }
+        });
+    }
+
     pub(crate) fn remove_entry(&self, id: &str) {
         self.change(|content| drop(content.entries.remove(id)));
     }
@@ -774,11 +804,12 @@ impl Feed for Ca {
         let (tx, rx) = mpsc::channel(16);
         let ca = self.clone();
         tokio::spawn(async move {
-            let mut queue: VecDeque<_> = if up_to_date {
-                VecDeque::new()
-            } else {
-                [first].into()
+            let again = FeedUpdate {
+                server_epoch: first.server_epoch.clone(),
+                revision: first.revision,
+                ..Default::default()
             };
+            let mut queue: VecDeque<_> = [if up_to_date { again } else { first }].into();
             loop {
                 while let Some(update) = queue.pop_front() {
                     if tx.send(Ok(update)).await.is_err() {

@@ -418,3 +418,25 @@ async fn a_banned_agent_withdraws_everything_and_stops() {
         "{status}"
     );
 }
+
+#[tokio::test]
+async fn more_entries_than_are_made_ahead_and_everyone_who_asks_is_served() {
+    let ca = Ca::start().await;
+    ca.entries((0..1200).map(|n| {
+        (
+            format!("e{n:04}"),
+            format!("/e{n}"),
+            vec![format!("unix:uid:{}", 100_000 + n)],
+        )
+    }));
+    ca.entry("last", "/last", &[&my_uid()]);
+    let agent = Agent::start(&ca).await;
+    let context = agent.fetch().await.unwrap();
+    assert_eq!(context.identities()[0].svid.id().path(), "/last");
+    eventually("the thousand are made", async || {
+        ca.seen().signed.len() > 1000
+    })
+    .await;
+    assert_eq!(ca.seen().signed.len(), 1001);
+    assert!(ca.seen().batches.iter().all(|size| *size <= 64));
+}
