@@ -12,11 +12,12 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use mesh_runtime::addresses::Addresses;
-use mesh_runtime::audit::AuditLog;
+use mesh_runtime::audit::{AuditError, AuditLog};
 use mesh_runtime::clock::Clock;
 use mesh_runtime::drain::Drain;
+use mesh_runtime::errors::Coded;
 use mesh_runtime::readiness::{Liveness, Readiness};
-use mesh_runtime::tasks::Tasks;
+use mesh_runtime::tasks::{TaskFailure, Tasks};
 use mesh_tls::IdentityCell;
 
 use self::background::Background;
@@ -24,14 +25,14 @@ use self::doors::Doors;
 use crate::api::Parts;
 use crate::api::caller::Callers;
 use crate::api::limit::Limits;
-use crate::attestation::{Attestors, Surroundings};
-use crate::authority::Authority;
+use crate::attestation::{Attestors, ClusterError, Surroundings};
+use crate::authority::{Authority, AuthorityError};
 use crate::config::CaServerConfig;
 use crate::fleet::Fleet;
 use crate::issuance::{Issuer, Lives};
 use crate::metrics::Metrics;
 use crate::registry::{EntryBook, Registry};
-use crate::store::{SledSettings, Stores};
+use crate::store::{SledSettings, StoreError, Stores};
 
 /// How long open calls may go on after the doors are closed.
 const DRAIN: Duration = Duration::from_secs(8);
@@ -83,6 +84,64 @@ fn make_directory(directory: Option<&Path>) -> anyhow::Result<()> {
         .mode(0o700)
         .create(directory)
         .with_context(|| format!("cannot make the directory {}", directory.display()))
+}
+
+/// Why the server did not start, or ended by itself.
+#[derive(Debug, thiserror::Error)]
+#[error("ca-server ended")]
+pub struct Failure(#[source] Box<dyn std::error::Error + Send + Sync>);
+
+impl Coded for Failure {
+    /// The code of whatever part failed; each part's errors have their own.
+    fn code(&self) -> &'static str {
+        let mut next: Option<&(dyn std::error::Error + 'static)> = Some(self.0.as_ref());
+        while let Some(cause) = next {
+            let code = coded::<StoreError>(cause)
+                .or_else(|| coded::<AuthorityError>(cause))
+                .or_else(|| coded::<AuditError>(cause))
+                .or_else(|| coded::<ClusterError>(cause))
+                .or_else(|| coded::<TaskFailure>(cause));
+            if let Some(code) = code {
+                return code;
+            }
+            next = cause.source();
+        }
+        "FNL1310"
+    }
+}
+
+fn coded<E: std::error::Error + Coded + 'static>(
+    error: &(dyn std::error::Error + 'static),
+) -> Option<&'static str> {
+    error.downcast_ref::<E>().map(Coded::code)
+}
+
+/// The whole life of the program: starts, says what it listens on, serves until a signal comes.
+pub fn serve(config: &CaServerConfig, addresses_file: Option<&Path>) -> Result<(), Failure> {
+    let whole = || -> anyhow::Result<()> {
+        let runtime = tokio::runtime::Runtime::new()?;
+        runtime.block_on(start_and_run(config, addresses_file))
+    };
+    whole().map_err(|error| Failure(error.into()))
+}
+
+async fn start_and_run(
+    config: &CaServerConfig,
+    addresses_file: Option<&Path>,
+) -> anyhow::Result<()> {
+    let tasks = Tasks::new("main");
+    tasks.stop_on_signals()?;
+    let given = Given::open(config, Clock::system()).await?;
+    let app = build(config, given).await?;
+    let addresses = app.addresses();
+    for (door, address) in addresses.iter() {
+        tracing::info!(door, address, "listening");
+    }
+    tracing::info!(trust_domain = %config.trust_domain, version = env!("CARGO_PKG_VERSION"), "ca-server is up");
+    if let Some(path) = addresses_file {
+        addresses.write(path)?;
+    }
+    app.run(tasks).await
 }
 
 /// A server whose doors are bound.

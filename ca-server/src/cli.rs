@@ -7,20 +7,14 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use mesh_identity::{DnsName, Selector, SpiffeId};
-use mesh_runtime::audit::AuditError;
 use mesh_runtime::cli::{self, CommonArgs, ConfigArgs, ConfigCommand, Exit, Output, RunArgs};
-use mesh_runtime::clock::Clock;
-use mesh_runtime::errors::{Coded, ErrorChain, Report};
-use mesh_runtime::tasks::{TaskFailure, Tasks};
+use mesh_runtime::errors::Report;
 use mesh_runtime::telemetry;
 use tonic::Code;
 
 use crate::api::client::{AdminClient, ClientError, NewEntry};
-use crate::app::{self, Given};
-use crate::attestation::ClusterError;
-use crate::authority::AuthorityError;
+use crate::app;
 use crate::config::{CaServerConfig, DEFAULT_ADMIN_SOCKET};
-use crate::store::StoreError;
 
 /// The certificate authority of a trust domain.
 #[derive(Debug, Parser)]
@@ -206,55 +200,10 @@ fn run(args: &RunArgs, common: &CommonArgs) -> Exit {
     if let Err(error) = telemetry::init(&common.log(&config.log)) {
         return cli::fail(&error, common);
     }
-    let runtime = match tokio::runtime::Runtime::new() {
-        Ok(runtime) => runtime,
-        Err(error) => return failed(&error.into(), common),
-    };
-    match runtime.block_on(serve(&config, args)) {
+    match app::serve(&config, args.addresses_file.as_deref()) {
         Ok(()) => Exit::Done,
-        Err(error) => failed(&error, common),
+        Err(failure) => cli::fail(&failure, common),
     }
-}
-
-async fn serve(config: &CaServerConfig, args: &RunArgs) -> anyhow::Result<()> {
-    let tasks = Tasks::new("main");
-    tasks.stop_on_signals()?;
-    let given = Given::open(config, Clock::system()).await?;
-    let app = app::build(config, given).await?;
-    let addresses = app.addresses();
-    for (door, address) in addresses.iter() {
-        tracing::info!(door, address, "listening");
-    }
-    tracing::info!(trust_domain = %config.trust_domain, version = env!("CARGO_PKG_VERSION"), "ca-server is up");
-    if let Some(path) = &args.addresses_file {
-        addresses.write(path)?;
-    }
-    app.run(tasks).await
-}
-
-/// The code of whatever part failed; each part's errors have their own.
-fn code_of(error: &anyhow::Error) -> &'static str {
-    error
-        .chain()
-        .find_map(|cause| {
-            cause
-                .downcast_ref::<StoreError>()
-                .map(Coded::code)
-                .or_else(|| cause.downcast_ref::<AuthorityError>().map(Coded::code))
-                .or_else(|| cause.downcast_ref::<AuditError>().map(Coded::code))
-                .or_else(|| cause.downcast_ref::<ClusterError>().map(Coded::code))
-                .or_else(|| cause.downcast_ref::<TaskFailure>().map(Coded::code))
-        })
-        .unwrap_or("FNL1310")
-}
-
-fn failed(error: &anyhow::Error, common: &CommonArgs) -> Exit {
-    let report = Report::new(
-        code_of(error),
-        ErrorChain(error.as_ref() as &dyn std::error::Error).to_string(),
-    );
-    cli::report(&report, common);
-    Exit::Failed
 }
 
 fn refused(error: &ClientError, common: &CommonArgs) -> Exit {

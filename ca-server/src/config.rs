@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use mesh_identity::TrustDomain;
-use mesh_runtime::config::{ByteSize, Config, Findings, HumanDuration};
+use mesh_runtime::config::{ByteSize, Config, FIELDS_DISAGREE, Findings, HumanDuration};
 use mesh_runtime::telemetry::LogOptions;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -107,6 +107,10 @@ pub struct AttestationConfig {
 /// One way in which a node may prove itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a handful of these exist, once, while starting"
+)]
 pub enum NodeAttestor {
     /// A secret that lets one node in, once.
     JoinToken(JoinTokenConfig),
@@ -298,6 +302,9 @@ impl Default for MetricsConfig {
     }
 }
 
+/// The code of lives that cannot be kept.
+const SVID_OUTLIVES_AUTHORITY: &str = "FNL0117";
+
 /// The shortest SVID: below this it would be renewed without pause.
 pub const SHORTEST_SVID: Duration = Duration::from_secs(2);
 
@@ -321,11 +328,11 @@ impl Config for CaServerConfig {
         self.check_lifetimes(found);
         self.check_attestors(found);
         if let Err(error) = self.log.check() {
-            found.problem("FNL0116", &["log.level"], error.to_string());
+            found.problem(FIELDS_DISAGREE, &["log.level"], error.to_string());
         }
         if self.listen.admin_socket.as_os_str().len() > 107 {
             found.problem(
-                "FNL0116",
+                FIELDS_DISAGREE,
                 &["listen.adminSocket"],
                 "the path of a Unix socket has at most 107 bytes",
             );
@@ -339,7 +346,7 @@ impl CaServerConfig {
         let authority = "lifetimes.x509Authority";
         if lives.x509_authority.get() < SHORTEST_LIFE {
             found.problem(
-                "FNL0116",
+                FIELDS_DISAGREE,
                 &[authority],
                 format!("an authority lives at least {SHORTEST_LIFE:?}"),
             );
@@ -353,13 +360,13 @@ impl CaServerConfig {
         ] {
             if life.get() < SHORTEST_SVID {
                 found.problem(
-                    "FNL0116",
+                    FIELDS_DISAGREE,
                     &[path],
                     format!("an SVID lives at least {SHORTEST_SVID:?}"),
                 );
             } else if life > lives.x509_authority {
                 found.problem(
-                    "FNL0117",
+                    SVID_OUTLIVES_AUTHORITY,
                     &[path, authority],
                     format!(
                         "{name} ({life}) outlives x509Authority ({})",
@@ -368,7 +375,7 @@ impl CaServerConfig {
                 );
             } else if life.get() > longest {
                 found.problem_with_hint(
-                    "FNL0117",
+                    SVID_OUTLIVES_AUTHORITY,
                     &[path, authority],
                     format!(
                         "{name} ({life}) cannot always be granted by an x509Authority of {}",
@@ -383,7 +390,7 @@ impl CaServerConfig {
         }
         if lives.bundle_refresh_hint.is_zero() {
             found.problem(
-                "FNL0116",
+                FIELDS_DISAGREE,
                 &["lifetimes.bundleRefreshHint"],
                 "the bundle cannot be asked for without pause",
             );
@@ -398,7 +405,7 @@ impl CaServerConfig {
             };
             let path = |field: &str| format!("attestation.node.{index}.k8sPsat.{field}");
             let mut refuse = |field: &str, why: &str| {
-                found.problem("FNL0116", &[&path(field)], why);
+                found.problem(FIELDS_DISAGREE, &[&path(field)], why);
             };
             let segment = format!("/{}", cluster.cluster);
             if cluster.cluster.contains('/')

@@ -184,4 +184,4 @@ impl Coded for NotAuthorized {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -1,1 +1,90 @@
-//! Tests.
+//! The configuration's rules, with the place of each mistake.
+
+use mesh_runtime::config::{self, Sources};
+
+use super::*;
+
+fn load(yaml: &str) -> Result<CaServerConfig, String> {
+    let text = format!("apiVersion: config.finial.dev/v1\nkind: CaServerConfig\n{yaml}");
+    config::load::<CaServerConfig>(&Sources::new().text("ca.yaml", &text))
+        .map(|loaded| loaded.value)
+        .map_err(|errors| errors.to_string())
+}
+
+#[test]
+fn the_defaults_are_valid_and_print_defaults_loads_back_to_exactly_them() {
+    let printed = config::print_defaults::<CaServerConfig>();
+    let loaded = config::load::<CaServerConfig>(&Sources::new().text("defaults.yaml", &printed));
+    assert_eq!(loaded.unwrap().value, CaServerConfig::default());
+}
+
+#[test]
+fn an_svid_that_outlives_its_authority_is_refused_with_caret_and_both_lines() {
+    let error = load("lifetimes: { x509Authority: 24h, x509Svid: 48h }\n").unwrap_err();
+    assert!(
+        error.contains("error[FNL0117]: x509Svid (48h) outlives x509Authority (24h)"),
+        "{error}"
+    );
+    assert!(
+        error.contains("ca.yaml:3:44      also: line 3:29"),
+        "{error}"
+    );
+    assert!(error.contains("^^^"), "{error}");
+}
+
+#[test]
+fn an_svid_longer_than_what_an_authority_has_left_at_handover_is_refused_with_the_longest_that_fits()
+ {
+    let error = load("lifetimes: { x509Authority: 24h, agentSvid: 5h }\n").unwrap_err();
+    assert!(
+        error.contains("FNL0117") && error.contains("at most 4h"),
+        "{error}"
+    );
+}
+
+#[test]
+fn the_short_lives_of_dev_mode_are_accepted() {
+    let config =
+        load("lifetimes: { x509Authority: 10m, x509Svid: 20s, agentSvid: 20s }\n").unwrap();
+    assert_eq!(config.lifetimes.x509_svid.as_secs(), 20);
+}
+
+#[test]
+fn all_mistakes_of_a_cluster_are_told_at_once() {
+    let error = load(
+        "attestation:\n  node:\n    - k8sPsat: { cluster: a/b, audiences: [], serviceAccounts: [x], timeout: 1m }\n",
+    )
+    .unwrap_err();
+    for field in [
+        "cluster",
+        "audience",
+        "namespace:name",
+        "between 1ms and 10s",
+    ] {
+        assert!(error.contains(field), "{field} is missing in {error}");
+    }
+}
+
+#[test]
+fn both_attestors_can_be_configured() {
+    let config = load(
+        "attestation:\n  node:\n    - joinToken: {}\n    - k8sPsat: { cluster: prod, serviceAccounts: [finial:agent] }\n",
+    )
+    .unwrap();
+    assert_eq!(config.attestation.node.len(), 2);
+}
+
+#[test]
+fn an_unknown_field_is_refused() {
+    let error = load("trust_domain: dev.test\n").unwrap_err();
+    assert!(
+        error.contains("FNL0102") && error.contains("trustDomain"),
+        "{error}"
+    );
+}
+
+#[test]
+fn an_uppercase_trust_domain_is_refused_and_never_normalised() {
+    // ID-7
+    assert!(load("trustDomain: Dev.Test\n").is_err());
+}

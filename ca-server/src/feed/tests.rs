@@ -1,1 +1,237 @@
-//! Tests.
+//! What an agent is told, step by step, compared with what it should hold.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::registry::tests::{entry, id, node, own};
+use crate::store::Stores;
+
+const A: &str = "/spire/agent/join_token/a";
+
+/// An agent that applies what it is told.
+#[derive(Default)]
+struct Agent {
+    entries: BTreeMap<EntryId, u64>,
+    bundles: BTreeMap<TrustDomain, u64>,
+    at: u64,
+}
+
+impl Agent {
+    fn apply(&mut self, step: Step) {
+        if step.snapshot {
+            self.entries.clear();
+            self.bundles.clear();
+        }
+        for entry in step.entries {
+            self.entries.insert(entry.id.clone(), entry.revision);
+        }
+        for gone in step.removed_entries {
+            self.entries.remove(&gone);
+        }
+        for bundle in step.bundles {
+            self.bundles
+                .insert(bundle.trust_domain.clone(), bundle.revision);
+        }
+        for gone in step.removed_bundles {
+            self.bundles.remove(&gone);
+        }
+        self.at = step.revision;
+    }
+
+    fn holds(&self, view: &AgentView) -> bool {
+        let told = Told::of(view);
+        self.entries == told.entries && self.bundles == told.bundles
+    }
+}
+
+async fn setting() -> (Stores, Arc<Registry>) {
+    let stores = Stores::memory(&own());
+    stores
+        .nodes
+        .attest(node(A, &["k8s_psat:cluster:prod"]))
+        .await
+        .unwrap();
+    let registry = Registry::open(stores.changes.clone()).await.unwrap();
+    (stores, registry)
+}
+
+fn position(registry: &Registry, revision: u64) -> Option<Position> {
+    Some(Position {
+        epoch: registry.epoch().to_owned(),
+        revision,
+    })
+}
+
+#[tokio::test]
+async fn the_first_step_is_a_snapshot_and_the_next_only_what_changed() {
+    let (stores, registry) = setting().await;
+    stores
+        .entries
+        .create(entry("web", "/web", A, &["unix:uid:1"]))
+        .await
+        .unwrap();
+    let mut follower = Follower::new(registry.clone(), id(A));
+    let first = follower.first(None).await.unwrap();
+    assert!(first.snapshot && first.entries.len() == 1);
+    assert_eq!(follower.next().await.unwrap(), None);
+    stores
+        .entries
+        .create(entry("pay", "/pay", A, &["unix:uid:2"]))
+        .await
+        .unwrap();
+    let step = follower.next().await.unwrap().unwrap();
+    assert!(!step.snapshot && step.revision > first.revision);
+    assert_eq!(
+        step.entries
+            .iter()
+            .map(|e| e.id.as_str())
+            .collect::<Vec<_>>(),
+        ["pay"]
+    );
+    stores
+        .entries
+        .delete(&"web".parse().unwrap())
+        .await
+        .unwrap();
+    let step = follower.next().await.unwrap().unwrap();
+    assert_eq!(step.removed_entries, ["web".parse().unwrap()]);
+}
+
+#[tokio::test]
+async fn a_change_for_another_agent_is_not_told() {
+    let (stores, registry) = setting().await;
+    let mut follower = Follower::new(registry, id(A));
+    follower.first(None).await.unwrap();
+    stores
+        .entries
+        .create(entry(
+            "pay",
+            "/pay",
+            "/spire/agent/join_token/b",
+            &["unix:uid:2"],
+        ))
+        .await
+        .unwrap();
+    assert_eq!(follower.next().await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn an_agent_that_was_away_resumes_with_a_change_and_not_with_everything() {
+    let (stores, registry) = setting().await;
+    for name in ["a", "b", "c"] {
+        stores
+            .entries
+            .create(entry(name, &format!("/{name}"), A, &["unix:uid:1"]))
+            .await
+            .unwrap();
+    }
+    let mut agent = Agent::default();
+    agent.apply(
+        Follower::new(registry.clone(), id(A))
+            .first(None)
+            .await
+            .unwrap(),
+    );
+    stores.entries.delete(&"b".parse().unwrap()).await.unwrap();
+    stores
+        .entries
+        .create(entry("d", "/d", A, &["unix:uid:1"]))
+        .await
+        .unwrap();
+    let step = Follower::new(registry.clone(), id(A))
+        .first(position(&registry, agent.at))
+        .await
+        .unwrap();
+    assert!(!step.snapshot && step.entries.len() == 1 && step.removed_entries.len() == 1);
+    agent.apply(step);
+    assert!(agent.holds(&registry.view(&id(A))));
+}
+
+#[tokio::test]
+async fn another_epoch_or_a_revision_from_the_future_gets_a_snapshot() {
+    let (_, registry) = setting().await;
+    let other = Some(Position {
+        epoch: "other".into(),
+        revision: 1,
+    });
+    assert!(
+        Follower::new(registry.clone(), id(A))
+            .first(other)
+            .await
+            .unwrap()
+            .snapshot
+    );
+    let future = position(&registry, 1_000_000);
+    assert!(
+        Follower::new(registry, id(A))
+            .first(future)
+            .await
+            .unwrap()
+            .snapshot
+    );
+}
+
+#[derive(Clone, Debug)]
+enum Act {
+    Create(usize, usize),
+    Delete(usize),
+    Reselect(bool),
+    Follow,
+    Reconnect,
+}
+
+fn acts() -> impl Strategy<Value = Vec<Act>> {
+    let act = prop_oneof![
+        4 => (0..6_usize, 0..5_usize).prop_map(|(name, parent)| Act::Create(name, parent)),
+        2 => (0..6_usize).prop_map(Act::Delete),
+        1 => any::<bool>().prop_map(Act::Reselect),
+        3 => Just(Act::Follow),
+        2 => Just(Act::Reconnect),
+    ];
+    proptest::collection::vec(act, 1..40)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+
+    /// Whatever happens, and however often an agent reconnects, after each step it holds exactly its view.
+    #[test]
+    fn an_agent_that_applies_every_step_holds_exactly_its_view(acts in acts()) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let parents = [A, "/spire/agent/join_token/b", "/spire/server", "/e0", "/e1"];
+            let (stores, registry) = setting().await;
+            let mut agent = Agent::default();
+            let mut follower = Follower::new(registry.clone(), id(A));
+            agent.apply(follower.first(None).await.unwrap());
+            for act in acts {
+                match act {
+                    Act::Create(name, parent) => {
+                        let new = entry(&format!("e{name}"), &format!("/e{name}"), parents[parent], &["k8s_psat:cluster:prod"]);
+                        stores.entries.create(new).await.unwrap();
+                    }
+                    Act::Delete(name) => {
+                        stores.entries.delete(&format!("e{name}").parse().unwrap()).await.unwrap();
+                    }
+                    Act::Reselect(prod) => {
+                        let selectors: &[&str] = if prod { &["k8s_psat:cluster:prod"] } else { &[] };
+                        stores.nodes.attest(node(A, selectors)).await.unwrap();
+                    }
+                    Act::Follow => {
+                        if let Some(step) = follower.next().await.unwrap() {
+                            agent.apply(step);
+                        }
+                        prop_assert!(agent.holds(&registry.view(&id(A))));
+                    }
+                    Act::Reconnect => {
+                        follower = Follower::new(registry.clone(), id(A));
+                        let resume = position(&registry, agent.at);
+                        agent.apply(follower.first(resume).await.unwrap());
+                        prop_assert!(agent.holds(&registry.view(&id(A))));
+                    }
+                }
+            }
+            Ok(())
+        })?;
+    }
+}
