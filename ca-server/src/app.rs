@@ -89,24 +89,32 @@ fn make_directory(directory: Option<&Path>) -> anyhow::Result<()> {
 /// Why the server did not start, or ended by itself.
 #[derive(Debug, thiserror::Error)]
 #[error("ca-server ended")]
-pub struct Failure(#[source] Box<dyn std::error::Error + Send + Sync>);
+pub struct Failure {
+    code: &'static str,
+    #[source]
+    cause: Box<dyn std::error::Error + Send + Sync>,
+}
 
 impl Coded for Failure {
-    /// The code of whatever part failed; each part's errors have their own.
     fn code(&self) -> &'static str {
-        let mut next: Option<&(dyn std::error::Error + 'static)> = Some(self.0.as_ref());
-        while let Some(cause) = next {
-            let code = coded::<StoreError>(cause)
+        self.code
+    }
+}
+
+impl From<anyhow::Error> for Failure {
+    /// The code is that of whatever part failed; each part's errors have their own.
+    fn from(error: anyhow::Error) -> Self {
+        let code = error.chain().find_map(|cause| {
+            coded::<StoreError>(cause)
                 .or_else(|| coded::<AuthorityError>(cause))
                 .or_else(|| coded::<AuditError>(cause))
                 .or_else(|| coded::<ClusterError>(cause))
-                .or_else(|| coded::<TaskFailure>(cause));
-            if let Some(code) = code {
-                return code;
-            }
-            next = cause.source();
+                .or_else(|| coded::<TaskFailure>(cause))
+        });
+        Self {
+            code: code.unwrap_or("FNL1310"),
+            cause: error.into(),
         }
-        "FNL1310"
     }
 }
 
@@ -122,7 +130,7 @@ pub fn serve(config: &CaServerConfig, addresses_file: Option<&Path>) -> Result<(
         let runtime = tokio::runtime::Runtime::new()?;
         runtime.block_on(start_and_run(config, addresses_file))
     };
-    whole().map_err(|error| Failure(error.into()))
+    whole().map_err(Failure::from)
 }
 
 async fn start_and_run(
