@@ -433,7 +433,7 @@ fn cargo_dev_is_an_alias_for_the_whole_system() {
         .find(|l| l.trim_start().starts_with("dev = "))
         .expect("an alias `dev`");
     assert!(
-        alias.contains("-p finial -- dev up"),
+        alias.contains("--bin finial -- dev up"),
         "cargo dev runs {alias}"
     );
 }

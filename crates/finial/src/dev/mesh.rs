@@ -55,7 +55,7 @@ pub(crate) struct Programs {
 pub(crate) fn programs() -> Result<Programs, ProgramError> {
     let own = std::env::current_exe().map_err(ProgramError::Nowhere)?;
     let folder = own.parent().unwrap_or(Path::new("."));
-    let daemons = ["-p", "ca-server", "-p", "workload-agent", "-p", "mesh-proxy", "--bins"];
+    let daemons = ["--workspace", "--bins"]; // the features that `cargo dev` itself was built with
     if under_cargo() && !cargo_build(folder, &daemons) {
         return Err(ProgramError::Build);
     }
