@@ -2,7 +2,7 @@
 //! Trusts `validate` to be what `run` does first.
 //! Never starts a service.
 
-use std::path::Path;
+use std::{path::Path, process::Command};
 
 use mesh_tests::programs;
 
@@ -11,24 +11,18 @@ fn the_files_for_a_machine_without_kubernetes_are_valid() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"))
         .parent()
         .expect("tests/ has a parent");
-    let dir = root.join("deploy/machine");
     for program in ["ca-server", "workload-agent", "mesh-proxy"] {
-        programs::succeed(
-            program,
-            &["validate", "--config", &format!("{program}.yaml")],
-            &dir,
+        let output = Command::new(programs::path(program))
+            .args(["validate", "--config", &format!("{program}.yaml")])
+            // The policy lies beside the configuration here, not in /etc.
+            .env("MESH_PROXY__POLICY__FILE", "policy.yaml")
+            .current_dir(root.join("deploy/machine"))
+            .output()
+            .unwrap_or_else(|e| panic!("{program}: {e}"));
+        assert!(
+            output.status.success(),
+            "deploy/machine/{program}.yaml: {}",
+            String::from_utf8_lossy(&output.stderr)
         );
     }
-}
-
-#[test]
-fn the_policy_for_a_machine_without_kubernetes_is_valid() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .expect("tests/ has a parent");
-    let text =
-        std::fs::read_to_string(root.join("deploy/machine/policy.yaml")).expect("a policy file");
-    let policies = mesh_policy::PolicySet::from_yaml(&text)
-        .unwrap_or_else(|e| panic!("{}", e.render("policy.yaml", &text)));
-    assert_eq!(policies.policies().len(), 1);
 }
