@@ -31,6 +31,53 @@ use crate::outbound::{self, OutboundDoor};
 use crate::policy::Policies;
 use crate::record::{AccessWriter, Recorder};
 
+/// Runs a proxy until a signal, on a runtime of its own.
+///
+/// # Errors
+/// When it cannot start, or the first part that failed.
+pub fn run(config: ProxyConfig, addresses_file: Option<&Path>) -> anyhow::Result<()> {
+    runtime(config.workers.0)?.block_on(async {
+        let signals = signals()?;
+        let app = App::start(config, Clock::system()).await?;
+        if let Some(path) = addresses_file {
+            app.addresses().write(path)?;
+        }
+        for (name, address) in app.addresses().iter() {
+            tracing::info!(door = name, %address, "bound");
+        }
+        app.run(signals).await
+    })
+}
+
+/// One worker is one thread in all: no request ever moves between threads.
+fn runtime(workers: usize) -> std::io::Result<tokio::runtime::Runtime> {
+    if workers == 1 {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+    } else {
+        tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(workers)
+            .enable_all()
+            .build()
+    }
+}
+
+/// Ends at the next SIGTERM or SIGINT; asked again, at the one after that.
+fn signals() -> std::io::Result<impl AsyncFnMut()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut terminate, mut interrupt) = (
+        signal(SignalKind::terminate())?,
+        signal(SignalKind::interrupt())?,
+    );
+    Ok(async move || {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
 /// A proxy whose doors are bound.
 pub struct App {
     config: ProxyConfig,

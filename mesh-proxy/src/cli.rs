@@ -9,11 +9,10 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 use mesh_runtime::addresses::Addresses;
 use mesh_runtime::cli::{self, CommonArgs, ConfigArgs, ConfigCommand, Exit, RunArgs};
-use mesh_runtime::clock::Clock;
 use mesh_runtime::config::Loaded;
 use mesh_runtime::errors::{Coded, Report};
 
-use crate::app::App;
+use crate::app;
 use crate::config::ProxyConfig;
 use crate::feed::{self, FeedError};
 
@@ -77,22 +76,7 @@ fn run(args: &RunArgs, common: &CommonArgs) -> Exit {
     if let Err(error) = mesh_runtime::telemetry::init(&common.log(&config.log)) {
         return cli::fail(&error, common);
     }
-    let started = runtime(config.workers.0)
-        .map_err(anyhow::Error::from)
-        .and_then(|runtime| {
-            runtime.block_on(async {
-                let signals = signals()?;
-                let app = App::start(config, Clock::system()).await?;
-                if let Some(path) = &args.addresses_file {
-                    app.addresses().write(path)?;
-                }
-                for (name, address) in app.addresses().iter() {
-                    tracing::info!(door = name, %address, "bound");
-                }
-                app.run(signals).await
-            })
-        });
-    match started {
+    match app::run(config, args.addresses_file.as_deref()) {
         Ok(()) => Exit::Done,
         Err(error) => {
             let mut report = Report::new("FNL3080", error.to_string());
@@ -103,35 +87,6 @@ fn run(args: &RunArgs, common: &CommonArgs) -> Exit {
             Exit::Failed
         }
     }
-}
-
-/// One worker is one thread in all: no request ever moves between threads.
-fn runtime(workers: usize) -> std::io::Result<tokio::runtime::Runtime> {
-    if workers == 1 {
-        tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-    } else {
-        tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(workers)
-            .enable_all()
-            .build()
-    }
-}
-
-/// Ends at the next SIGTERM or SIGINT; asked again, at the one after that.
-fn signals() -> std::io::Result<impl AsyncFnMut()> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (mut terminate, mut interrupt) = (
-        signal(SignalKind::terminate())?,
-        signal(SignalKind::interrupt())?,
-    );
-    Ok(async move || {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-    })
 }
 
 fn validate(args: &ConfigArgs, common: &CommonArgs) -> Exit {

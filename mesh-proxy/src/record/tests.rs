@@ -1,3 +1,7 @@
+//! What a line of the access log looks like, whatever a stranger puts into it.
+//! Trusts nothing that is quoted.
+//! Never writes a file.
+
 use super::*;
 
 #[test]
