@@ -224,6 +224,7 @@ pub async fn build(config: &CaServerConfig, given: Given) -> anyhow::Result<App>
             config.trust_domain.clone(),
             stores.nodes.clone(),
             registry.clone(),
+            fleet.clone(),
             config.listen.admin_uids.iter().copied(),
             config.listen.admin_gids.iter().copied(),
         ),

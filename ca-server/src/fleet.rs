@@ -3,15 +3,20 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use mesh_identity::SpiffeId;
+
+/// How long an agent of SPIRE may be silent and still count as alive. It polls every 5 s.
+pub const SILENCE: Duration = Duration::from_secs(15);
 
 /// What is known of one agent.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
     /// Open feed streams.
     pub streams: u32,
+    /// Whether it ever had one: then its streams alone tell whether it lives.
+    pub follows: bool,
     /// The newest revision that was sent.
     pub sent: u64,
     /// The newest revision that it said it holds.
@@ -45,16 +50,28 @@ impl Fleet {
 
     /// An agent has opened a stream.
     pub fn connect(&self, agent: &SpiffeId, now: SystemTime) -> Connected {
-        self.note(agent, now, |report| report.streams += 1);
+        self.note(agent, now, |report| {
+            report.streams += 1;
+            report.follows = true;
+        });
         Connected {
             fleet: self.clone(),
             agent: agent.clone(),
         }
     }
 
-    /// Whether an agent has an open stream.
-    pub fn is_connected(&self, agent: &SpiffeId) -> bool {
-        self.report(agent).is_some_and(|report| report.streams > 0)
+    /// An agent made a call.
+    pub fn heard(&self, agent: &SpiffeId, now: SystemTime) {
+        self.note(agent, now, |_| {});
+    }
+
+    /// Whether an agent lives, as far as we can tell: it has an open stream, or it is one of SPIRE's, which have none,
+    /// and made a call within [`SILENCE`].
+    pub fn is_live(&self, agent: &SpiffeId, now: SystemTime) -> bool {
+        self.report(agent).is_some_and(|report| {
+            let heard = report.heard_at.is_some_and(|at| now < at + SILENCE);
+            report.streams > 0 || (!report.follows && heard)
+        })
     }
 
     /// What is known of one agent.
@@ -121,5 +138,48 @@ impl Drop for Connected {
         if let Some(report) = self.fleet.lock().get_mut(&self.agent) {
             report.streams = report.streams.saturating_sub(1);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::UNIX_EPOCH;
+
+    use super::*;
+
+    fn agent() -> SpiffeId {
+        "spiffe://dev.test/spire/agent/x/1".parse().unwrap()
+    }
+
+    #[test]
+    fn an_agent_that_follows_lives_as_long_as_its_stream() {
+        let fleet = Fleet::new();
+        assert!(!fleet.is_live(&agent(), UNIX_EPOCH));
+        let stream = fleet.connect(&agent(), UNIX_EPOCH);
+        assert!(fleet.is_live(&agent(), UNIX_EPOCH + SILENCE * 100));
+        drop(stream);
+        assert!(!fleet.is_live(&agent(), UNIX_EPOCH));
+    }
+
+    #[test]
+    fn an_agent_that_polls_lives_until_it_was_silent_for_some_time() {
+        let fleet = Fleet::new();
+        fleet.heard(&agent(), UNIX_EPOCH);
+        assert!(fleet.is_live(&agent(), UNIX_EPOCH + SILENCE / 2));
+        assert!(!fleet.is_live(&agent(), UNIX_EPOCH + SILENCE));
+    }
+
+    #[test]
+    fn a_refusal_is_remembered_until_the_next_success() {
+        let fleet = Fleet::new();
+        let stream = fleet.connect(&agent(), UNIX_EPOCH);
+        stream.refused(3, "no room".into(), UNIX_EPOCH);
+        assert_eq!(
+            fleet.report(&agent()).unwrap().refused,
+            Some((3, "no room".into()))
+        );
+        stream.applied(4, UNIX_EPOCH);
+        let report = fleet.report(&agent()).unwrap();
+        assert_eq!((report.refused, report.applied), (None, 4));
     }
 }

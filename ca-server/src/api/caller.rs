@@ -13,6 +13,7 @@ use mesh_runtime::audit::{Actor, Origin};
 use mesh_runtime::errors::Coded;
 use mesh_tls::Peer;
 
+use crate::fleet::Fleet;
 use crate::issuance::Attribution;
 use crate::registry::Registry;
 use crate::store::{Node, Nodes, StoreError};
@@ -120,6 +121,7 @@ pub struct Callers {
     own: TrustDomain,
     nodes: Arc<dyn Nodes>,
     registry: Arc<Registry>,
+    fleet: Fleet,
     admin_uids: Arc<BTreeSet<u32>>,
     admin_gids: Arc<BTreeSet<u32>>,
 }
@@ -130,6 +132,7 @@ impl Callers {
         own: TrustDomain,
         nodes: Arc<dyn Nodes>,
         registry: Arc<Registry>,
+        fleet: Fleet,
         admin_uids: impl IntoIterator<Item = u32>,
         admin_gids: impl IntoIterator<Item = u32>,
     ) -> Self {
@@ -138,6 +141,7 @@ impl Callers {
             own,
             nodes,
             registry,
+            fleet,
             admin_uids: Arc::new(always.into_iter().chain(admin_uids).collect()),
             admin_gids: Arc::new(admin_gids.into_iter().collect()),
         }
@@ -167,7 +171,9 @@ impl Callers {
             return Ok(Caller::Other);
         }
         if peer.id.path().starts_with("/spire/agent/") {
-            return self.agent(peer, now).await.map(Caller::Agent);
+            let agent = self.agent(peer, now).await?;
+            self.fleet.heard(&agent.id, now);
+            return Ok(Caller::Agent(agent));
         }
         self.registry.refresh().await?;
         // The certificate was valid when the connection was made; connections live longer than that.

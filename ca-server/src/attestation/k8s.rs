@@ -27,6 +27,9 @@ pub use self::error::{ClusterError, K8sRefused};
 /// How long a used `jti` is remembered beyond the token's end: clocks differ.
 const SKEW: Duration = Duration::from_secs(60);
 
+/// An API server that does not answer must not gather an unbounded number of waiting nodes here.
+const AT_THE_SAME_TIME: usize = 32;
+
 /// Where Kubernetes puts the facts of a bound token.
 const EXTRA: &str = "authentication.kubernetes.io/";
 
@@ -35,6 +38,8 @@ pub struct Cluster {
     settings: K8sPsatConfig,
     client: kube::Client,
     around: Surroundings,
+    /// Attestations that ask the cluster at the same time; more wait their turn.
+    turns: tokio::sync::Semaphore,
 }
 
 impl Cluster {
@@ -74,6 +79,7 @@ impl Cluster {
             settings,
             client,
             around,
+            turns: tokio::sync::Semaphore::new(AT_THE_SAME_TIME),
         }
     }
 
@@ -85,6 +91,9 @@ impl Cluster {
     ) -> Result<AttestedNode, K8sRefused> {
         let now = self.around.clock.now();
         let claims = self.pre_parse(&evidence, now)?; // N3
+        let _turn = tokio::time::timeout(self.settings.timeout.get(), self.turns.acquire())
+            .await
+            .map_err(|_| K8sRefused::Busy)?;
         let status = self.review(evidence.into_token()).await?; // N6
         self.check_user(&status, &claims)?; // N7, N8, N13
         let pod = self.pod(&claims).await?; // N9, N10, N14
@@ -308,7 +317,7 @@ impl Cluster {
             SpentJti::OtherKey(former) if former.holder != use_.holder => {
                 Err(K8sRefused::ReplayedElsewhere)
             }
-            SpentJti::OtherKey(_) if self.around.fleet.is_connected(id) => {
+            SpentJti::OtherKey(_) if self.around.fleet.is_live(id, self.around.clock.now()) => {
                 Err(K8sRefused::ReplayedBesideLiveAgent)
             }
             SpentJti::OtherKey(former) => {

@@ -59,6 +59,9 @@ pub enum K8sRefused {
     /// Over.
     #[error("the token has expired")]
     TokenExpired,
+    /// Too many nodes wait for the cluster's answers.
+    #[error("too many nodes wait for the answers of this cluster")]
+    Busy,
     /// The API server did not answer, or not with a review.
     #[error("token review did not answer")]
     ReviewUnavailable(#[source] Cause),
@@ -149,9 +152,10 @@ impl K8sRefused {
     /// Who has to act.
     pub fn blame(&self) -> Blame {
         match self {
-            Self::ReviewUnavailable(_) | Self::NoVerdict | Self::LookupUnavailable(_) => {
-                Blame::Dependency
-            }
+            Self::Busy
+            | Self::ReviewUnavailable(_)
+            | Self::NoVerdict
+            | Self::LookupUnavailable(_) => Blame::Dependency,
             Self::Store(error) => error.blame(),
             _ => Blame::Caller,
         }
@@ -210,6 +214,7 @@ impl Coded for K8sRefused {
             Self::ReplayedBesideLiveAgent => "FNL1154",
             Self::LostTheRace => "FNL1155",
             Self::Selector => "FNL1156",
+            Self::Busy => "FNL1157",
             Self::Store(error) => error.code(),
         }
     }

@@ -577,6 +577,16 @@ async fn decision_9_a_restarted_agent_may_bring_a_new_key_but_not_beside_a_live_
 }
 
 #[tokio::test]
+async fn decision_9_a_token_is_not_taken_with_another_key_beside_an_agent_of_spire_that_polls() {
+    let setting = Setting::new().await;
+    let node = setting.attest().await.unwrap();
+    setting.fleet.heard(&node.id, setting.clock.now());
+    assert_eq!(setting.attest().await.unwrap_err().code(), "FNL1154");
+    setting.clock.advance(crate::fleet::SILENCE);
+    assert!(setting.attest().await.is_ok());
+}
+
+#[tokio::test]
 async fn ca_12_one_token_with_a_hundred_keys_at_once_has_no_success_that_another_pod_could_use() {
     let setting = Arc::new(Setting::new().await);
     // The token was first used by another pod of another node: nobody here may use it again.
