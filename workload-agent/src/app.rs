@@ -8,6 +8,7 @@ use mesh_identity::TrustDomain;
 use mesh_runtime::{
     addresses::{Addresses, AddressesError},
     admin::{Admin, BindError, BoundAdmin},
+    audit::{AuditError, AuditLog},
     clock::Clock,
     errors::{Coded, ErrorChain, Report},
     readiness::{Part, Readiness, ReadyPart},
@@ -48,6 +49,7 @@ pub struct App {
     tasks: Tasks,
     addresses: Addresses,
     readiness: Readiness,
+    audit: Option<AuditLog>,
 }
 
 /// What a test may bring.
@@ -85,6 +87,13 @@ impl App {
         let workload_socket = BoundSocket::bind(&config.workload_socket(), 0o777)?;
         let admin_socket = BoundSocket::bind(&config.admin_socket(), 0o666)?;
         let state = StateDir::open(&config.data_dir)?;
+        let audit = match &config.audit.dir {
+            Some(dir) => Some(AuditLog::open(dir, "workload-agent", &clock)?),
+            None => None,
+        };
+        if let Some(log) = &audit {
+            log.register(metrics.registry(), "workload_agent");
+        }
         let mut addresses = Addresses::new();
         addresses.add("workloadApi", workload_socket.path().display());
         addresses.add("adminSocket", admin_socket.path().display());
@@ -110,6 +119,7 @@ impl App {
             attestor.clone(),
             clock.clone(),
             metrics.clone(),
+            audit.clone(),
             tasks.stopping(),
         );
         let admin = AdminApi::new(Arc::clone(&vault), attestor, own_view, clock.clone());
@@ -162,6 +172,7 @@ impl App {
             tasks,
             addresses,
             readiness,
+            audit,
         })
     }
 
@@ -173,6 +184,18 @@ impl App {
     /// Whether identities can be served.
     pub fn readiness(&self) -> &Readiness {
         &self.readiness
+    }
+
+    /// Waits for the end of all tasks, then closes the audit log.
+    ///
+    /// # Errors
+    /// The first failure.
+    pub async fn join(&self) -> Result<(), AppError> {
+        let ended = self.tasks.join().await;
+        if let Some(log) = &self.audit {
+            log.close().await?;
+        }
+        Ok(ended?)
     }
 
     /// The tasks, to stop them or wait for their end.
@@ -224,7 +247,7 @@ impl Doors {
                     };
                     health.set_service_status("", status).await;
                     if stop
-                        .unless_stopped(tokio::time::sleep(Duration::from_millis(200)))
+                        .unless_stopped(tokio::time::sleep(Duration::from_millis(500)))
                         .await
                         .is_none()
                     {
@@ -362,6 +385,7 @@ impl AppError {
                 .or_else(|| coded::<SocketError>(cause))
                 .or_else(|| coded::<Banned>(cause))
                 .or_else(|| coded::<BindError>(cause))
+                .or_else(|| coded::<AuditError>(cause))
                 .or_else(|| coded::<AddressesError>(cause))
                 .or_else(|| coded::<TaskFailure>(cause))
         });
@@ -388,6 +412,5 @@ pub async fn run(config: AgentConfig, addresses_file: Option<PathBuf>) -> Result
     if let Some(path) = addresses_file {
         app.addresses().write(&path)?;
     }
-    app.tasks().join().await?;
-    Ok(())
+    app.join().await
 }

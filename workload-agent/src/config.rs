@@ -30,6 +30,8 @@ pub struct AgentConfig {
     pub admin: AdminOptions,
     /// How this node proves what it is: exactly one of the methods.
     pub node_attestation: NodeAttestation,
+    /// Where it is recorded which process was given which identity.
+    pub audit: AuditOptions,
     /// Metrics and health for operators.
     pub telemetry: TelemetryOptions,
     /// What is logged.
@@ -47,6 +49,7 @@ impl Default for AgentConfig {
             workload_api: WorkloadApiOptions::default(),
             admin: AdminOptions::default(),
             node_attestation: NodeAttestation::default(),
+            audit: AuditOptions::default(),
             telemetry: TelemetryOptions::default(),
             log: LogOptions::default(),
             limits: LimitOptions::default(),
@@ -149,6 +152,14 @@ impl Default for K8sPsatOptions {
             token_file: "/var/run/secrets/tokens/spire-agent".into(),
         }
     }
+}
+
+/// The audit record.
+#[derive(Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct AuditOptions {
+    /// A directory of its own. Absent: refusals are only in the log. With it, an identity that cannot be recorded is not given out.
+    pub dir: Option<PathBuf>,
 }
 
 /// Metrics and health.

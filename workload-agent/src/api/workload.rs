@@ -6,7 +6,12 @@ use std::{collections::BTreeSet, pin::Pin, sync::Arc, time::Duration};
 
 use futures::{Stream, StreamExt, stream};
 use mesh_identity::{EntryId, Selector};
-use mesh_runtime::{clock::Clock, errors::ErrorChain, tasks::Stop};
+use mesh_runtime::{
+    audit::{Action, Actor, AuditLog, Decision, Object, Outcome, Record},
+    clock::Clock,
+    errors::ErrorChain,
+    tasks::Stop,
+};
 use proto::{
     convert::workload::{X509IdentityView, x509_bundles_response, x509_svid_response},
     spiffe::workload::{
@@ -53,16 +58,18 @@ struct Parts {
     clock: Clock,
     metrics: Metrics,
     streams: PerUid,
+    audit: Option<AuditLog>,
     stop: Stop,
 }
 
 impl WorkloadApi {
-    /// Serves what the vault holds. Streams end when `stop` comes.
+    /// Serves what the vault holds. With an audit log, no identity is given out unrecorded. Streams end when `stop` comes.
     pub fn new(
         vault: Arc<Vault>,
         attestor: Attestor,
         clock: Clock,
         metrics: Metrics,
+        audit: Option<AuditLog>,
         stop: Stop,
     ) -> Self {
         let streams = PerUid::new(STREAMS_PER_UID);
@@ -73,6 +80,7 @@ impl WorkloadApi {
                 clock,
                 metrics,
                 streams,
+                audit,
                 stop,
             }),
         }
@@ -146,6 +154,8 @@ trait Tell: Send + Sync + 'static {
         now: std::time::SystemTime,
     ) -> Standing<Self::State>;
     fn message(state: &Self::State) -> Self::Message;
+    /// The identities that the state gives out, each with its serial number.
+    fn identities(state: &Self::State) -> Vec<(&str, &str)>;
     /// Entries in the state, and those that match but are not ready.
     fn entries(state: &Self::State) -> (Vec<EntryId>, &[EntryId]);
 }
@@ -174,6 +184,13 @@ impl Tell for X509Svids {
             bundle: &state.bundle,
         });
         x509_svid_response(identities, state.federated.values().map(|bundle| &**bundle))
+    }
+
+    fn identities(state: &IdentitySet) -> Vec<(&str, &str)> {
+        let svids = state.identities.iter().map(|identity| &identity.held.svid);
+        svids
+            .map(|svid| (svid.id().as_str(), svid.serial()))
+            .collect()
     }
 
     fn entries(state: &IdentitySet) -> (Vec<EntryId>, &[EntryId]) {
@@ -206,6 +223,10 @@ impl Tell for X509Bundles {
 
     fn message(state: &BundleView) -> wire::X509BundlesResponse {
         x509_bundles_response(state.bundles.values().map(|bundle| &**bundle))
+    }
+
+    fn identities(_: &BundleView) -> Vec<(&str, &str)> {
+        Vec::new()
     }
 
     fn entries(_: &BundleView) -> (Vec<EntryId>, &[EntryId]) {
@@ -284,6 +305,7 @@ impl<T: Tell> Session<T> {
                         self.told.is_none() && !waiting.is_empty() && started.elapsed() < SETTLE;
                     self.pin(all);
                     if !settling && self.told.as_ref() != Some(&state) {
+                        self.record_given(&state).await?;
                         let message = T::message(&state);
                         self.told = Some(state);
                         return Ok(message);
@@ -343,10 +365,59 @@ impl<T: Tell> Session<T> {
         }
     }
 
+    /// Records each identity that this process has not been given on this stream before. Renewals of one that it has are
+    /// recorded where they are signed.
+    async fn record_given(&self, state: &T::State) -> Result<(), Status> {
+        let Some(log) = &self.parts.audit else {
+            return Ok(());
+        };
+        let before = self.told.as_ref().map(T::identities).unwrap_or_default();
+        let fresh = T::identities(state)
+            .into_iter()
+            .filter(|(id, _)| before.iter().all(|(known, _)| known != id));
+        // Begun together, so that they become durable together.
+        let records = fresh.map(|(id, serial)| {
+            let mut record = self.record(log);
+            record
+                .object(Object::new("svid").id(id).serial(serial))
+                .decision(Decision::allow());
+            record.finish(Outcome::Success, None)
+        });
+        futures::future::try_join_all(records.collect::<Vec<_>>())
+            .await
+            .map(drop)
+            .map_err(|error| {
+                tracing::error!(error = %ErrorChain(&error), "no identity is given out unrecorded");
+                Status::unavailable("the agent cannot write its audit record")
+            })
+    }
+
+    fn record(&self, log: &AuditLog) -> Record {
+        let mut actor = Actor::workload("")
+            .authn("uds")
+            .process(self.peer.uid(), Some(self.peer.process().pid()));
+        let path = self.facts.iter().find_map(|fact| {
+            (fact.kind() == "unix")
+                .then(|| fact.value().strip_prefix("path:"))
+                .flatten()
+        });
+        if let Some(path) = path {
+            actor = actor.exe(path);
+        }
+        log.begin(Action("identity.fetch"), actor)
+    }
+
     /// The caller learns a code and a number; what is missing is for the administrator, who finds the number in the log.
     fn no_identity(&self) -> Status {
         let (id, pid) = (correlation_id(), self.peer.process().pid());
         self.parts.metrics.no_identity("no_match");
+        if let Some(log) = &self.parts.audit {
+            let mut record = self.record(log);
+            record
+                .decision(Decision::deny("no entry matches"))
+                .request_id(id.as_str());
+            record.finish_later(Outcome::Denied, Some(crate::NO_IDENTITY));
+        }
         tracing::info!(code = crate::NO_IDENTITY, correlation_id = %id, pid, uid = self.peer.uid(), method = T::METHOD,
             "no identity for this process; `workload-agent explain --pid {pid}` shows why");
         Status::permission_denied(format!(

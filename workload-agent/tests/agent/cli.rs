@@ -404,3 +404,34 @@ async fn a_ca_that_proves_another_root_is_not_talked_to() {
     );
     app.tasks().stop();
 }
+
+#[tokio::test]
+async fn watch_shows_each_change_until_the_entitlement_ends() {
+    let ca = Ca::start().await;
+    ca.entry("pay", "/pay", &[&my_uid()]);
+    let agent = Agent::start(&ca).await;
+    let out_file = agent.dir.path().join("watched");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_workload-agent"))
+        .args([
+            "api",
+            "watch",
+            "-o",
+            "json",
+            "--socket",
+            agent.socket().to_str().unwrap(),
+        ])
+        .stdout(std::fs::File::create(&out_file).unwrap())
+        .spawn()
+        .unwrap();
+    let lines = || std::fs::read_to_string(&out_file).unwrap().lines().count();
+    eventually("the first state", async || lines() == 1).await;
+    ca.entry("shop", "/shop", &[&my_uid()]);
+    eventually("the second state", async || lines() == 2).await;
+    ca.remove_entry("pay");
+    ca.remove_entry("shop");
+    let status = tokio::task::spawn_blocking(move || child.wait())
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(status.code(), Some(3));
+}

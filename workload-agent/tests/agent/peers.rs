@@ -548,3 +548,86 @@ async fn a_digest_selector_finds_the_program_and_no_other() {
     let agent = Agent::start(&ca).await;
     assert_eq!(paths(&agent.fetch().await.unwrap()), ["/this"]);
 }
+
+#[tokio::test]
+async fn ag_17_an_agent_with_few_descriptors_recovers_when_callers_go() {
+    let ca = Ca::start().await;
+    ca.entry("any", "/any", &[&my_uid()]);
+    ca.token("few");
+    let dir = crate::rig::directory();
+    std::fs::write(dir.path().join("bundle.pem"), ca.bundle().to_pem()).unwrap();
+    let config = dir.path().join("agent.yaml");
+    std::fs::write(
+        &config,
+        crate::rig::yaml(&ca, dir.path(), &crate::rig::join_token("few")),
+    )
+    .unwrap();
+    let script = format!(
+        "ulimit -n 64; exec {} run -q --config {}",
+        env!("CARGO_BIN_EXE_workload-agent"),
+        config.display()
+    );
+    let mut child = Command::new("sh").args(["-c", &script]).spawn().unwrap();
+    let socket = dir.path().join("public/api.sock");
+    let fetch = async || -> bool {
+        let Ok(stream) = tokio::net::UnixStream::connect(&socket).await else {
+            return false;
+        };
+        let mut stream = Some(TokioIo::new(stream));
+        let connector = tower::service_fn(move |_: Uri| {
+            let once = stream.take();
+            async move { once.ok_or_else(|| std::io::Error::other("refused")) }
+        });
+        let call = async {
+            let channel = Endpoint::from_static("http://agent")
+                .connect_with_connector(connector)
+                .await
+                .ok()?;
+            open(&mut SpiffeWorkloadApiClient::new(channel)).await.ok()
+        };
+        tokio::time::timeout(Duration::from_secs(2), call)
+            .await
+            .ok()
+            .flatten()
+            .is_some()
+    };
+    eventually("it serves", async || fetch().await).await;
+    let mut taken = Vec::new();
+    for _ in 0..100 {
+        match tokio::time::timeout(
+            Duration::from_millis(100),
+            tokio::net::UnixStream::connect(&socket),
+        )
+        .await
+        {
+            Ok(Ok(stream)) => taken.push(stream),
+            _ => break,
+        }
+    }
+    let cpu = || -> u64 {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap();
+        let rest = stat.rsplit_once(')').unwrap().1;
+        rest.split_ascii_whitespace()
+            .skip(11)
+            .take(2)
+            .map(|ticks| ticks.parse::<u64>().unwrap())
+            .sum()
+    };
+    let before = cpu();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(
+        cpu() - before < 40,
+        "below 20 % of a core while exhausted: {} ticks in 2 s",
+        cpu() - before
+    );
+    drop(taken);
+    let started = tokio::time::Instant::now();
+    eventually("it serves again", async || fetch().await).await;
+    assert!(
+        started.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        started.elapsed()
+    );
+    child.kill().unwrap();
+    child.wait().unwrap();
+}

@@ -535,3 +535,74 @@ async fn ag_15_a_slow_reader_gets_the_newest_state_and_not_each_one() {
     }
     assert!(seen <= 200, "{seen}");
 }
+
+#[tokio::test]
+async fn each_identity_that_is_given_out_and_each_refusal_is_recorded() {
+    let ca = Ca::start().await;
+    ca.entry("pay", "/pay", &[&my_uid()]);
+    ca.token("audited");
+    let dir = crate::rig::directory();
+    let audit = dir.path().join("audit");
+    let attestation = format!(
+        "{}\naudit: {{ dir: {} }}",
+        crate::rig::join_token("audited"),
+        audit.display()
+    );
+    let agent = Agent::start_in(&ca, dir, &attestation).await;
+    agent.ready().await;
+    let mut stream = agent.svids().await.unwrap();
+    next(&mut stream).await.unwrap();
+    ca.entry("shop", "/shop", &[&my_uid()]);
+    next(&mut stream).await.unwrap();
+    ca.remove_entry("pay");
+    next(&mut stream).await.unwrap();
+    ca.remove_entry("shop");
+    let status = next(&mut stream).await.unwrap_err();
+    agent.app.tasks().stop();
+    agent.app.join().await.unwrap();
+
+    let file = audit.join(mesh_runtime::audit::FILE_NAME);
+    mesh_runtime::audit::verify(&[&file]).unwrap();
+    let text = std::fs::read_to_string(&file).unwrap();
+    let records: Vec<serde_json::Value> = text
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let fetches: Vec<_> = records
+        .iter()
+        .filter(|record| record["action"] == "identity.fetch")
+        .collect();
+    let ids: Vec<_> = fetches
+        .iter()
+        .map(|record| record["object"]["id"].as_str().unwrap_or("-"))
+        .collect();
+    assert_eq!(
+        ids,
+        ["spiffe://dev.test/pay", "spiffe://dev.test/shop", "-"]
+    );
+    assert_eq!(fetches[0]["actor"]["pid"], std::process::id());
+    assert_eq!(fetches[0]["outcome"], "success");
+    assert_eq!(
+        (&fetches[2]["outcome"], &fetches[2]["code"]),
+        (&"denied".into(), &"FNL2104".into())
+    );
+    assert!(
+        status
+            .message()
+            .contains(fetches[2]["request_id"].as_str().unwrap())
+    );
+    assert!(!text.contains("unix:"), "no selectors in the record");
+}
+
+#[tokio::test]
+async fn m_04_a_connection_that_says_nothing_does_not_stay() {
+    use tokio::io::AsyncReadExt;
+    let (_ca, agent) = with_one_entry().await;
+    let mut silent = tokio::net::UnixStream::connect(agent.socket())
+        .await
+        .unwrap();
+    let mut rest = Vec::new();
+    // The server's own settings come first; then nothing, and the end.
+    let end = tokio::time::timeout(Duration::from_secs(15), silent.read_to_end(&mut rest)).await;
+    assert!(end.is_ok(), "closed within 15 s");
+}
