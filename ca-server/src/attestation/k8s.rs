@@ -94,7 +94,10 @@ impl Cluster {
         let _turn = tokio::time::timeout(self.settings.timeout.get(), self.turns.acquire())
             .await
             .map_err(|_| K8sRefused::Busy)?;
-        let status = self.review(evidence.into_token()).await?; // N6
+        let status = match self.review(evidence.into_token()).await {
+            Ok(status) => status, // N6
+            Err(refused) => return Err(self.explain(refused, &claims).await),
+        };
         self.check_user(&status, &claims)?; // N7, N8, N13
         let pod = self.pod(&claims).await?; // N9, N10, N14
         let node = self.node(&claims).await?; // N11
@@ -171,6 +174,26 @@ impl Cluster {
             return Err(K8sRefused::AudienceNotConfirmed);
         }
         Ok(status)
+    }
+
+    /// The API server says no in the same way to a forged token and to one of a pod that is gone. Which it was is asked
+    /// for the record only; the claims are not verified, and nothing is decided by the answer.
+    async fn explain(&self, refused: K8sRefused, claims: &Claims) -> K8sRefused {
+        if !matches!(
+            refused,
+            K8sRefused::ReviewError | K8sRefused::NotAuthenticated
+        ) {
+            return refused;
+        }
+        match self.get_pod(&claims.namespace, &claims.pod_name).await {
+            Ok(pod)
+                if pod.as_ref().and_then(|pod| pod.metadata.uid.as_deref())
+                    != Some(claims.pod_uid.as_str()) =>
+            {
+                K8sRefused::NotAuthenticatedPodGone
+            }
+            _ => refused,
+        }
     }
 
     /// N7 and N8: who the API server says it is, and that its words are those of the token.

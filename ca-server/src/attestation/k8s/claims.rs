@@ -141,6 +141,15 @@ impl Claims {
         if kubernetes.namespace.is_empty() {
             return missing("kubernetes.io.namespace");
         }
+        for (what, name) in [
+            ("kubernetes.io.namespace", &kubernetes.namespace),
+            ("kubernetes.io.pod.name", &pod.name),
+            ("kubernetes.io.node.name", &node.name),
+        ] {
+            if !is_name(name) {
+                return missing(what);
+            }
+        }
         if body.jti.is_empty() || body.jti.len() > 255 {
             return missing("jti");
         }
@@ -164,6 +173,18 @@ impl Claims {
             node_uid: node.uid,
         })
     }
+}
+
+/// Whether a text can be the name of an object: these become parts of paths that are asked of the API server.
+fn is_name(text: &str) -> bool {
+    let allowed = |byte: u8| {
+        byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'.')
+    };
+    !text.is_empty()
+        && text.len() <= 253
+        && text.bytes().all(allowed)
+        && !text.starts_with('.')
+        && !text.contains("..")
 }
 
 fn filled(bound: Option<Bound>) -> Option<Bound> {

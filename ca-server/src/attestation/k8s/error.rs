@@ -74,6 +74,9 @@ pub enum K8sRefused {
     /// The API server says no.
     #[error("token review says the token is not authentic")]
     NotAuthenticated,
+    /// The API server says no, and the pod that the token names is not there.
+    #[error("token review refused the token, and the pod that it names is gone")]
+    NotAuthenticatedPodGone,
     /// An API server that ignored the audiences.
     #[error("token review confirmed none of our audiences")]
     AudienceNotConfirmed,
@@ -215,6 +218,7 @@ impl Coded for K8sRefused {
             Self::LostTheRace => "FNL1155",
             Self::Selector => "FNL1156",
             Self::Busy => "FNL1157",
+            Self::NotAuthenticatedPodGone => "FNL1158",
             Self::Store(error) => error.code(),
         }
     }

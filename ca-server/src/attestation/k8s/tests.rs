@@ -320,7 +320,16 @@ fn evidence_that_is_not_cluster_and_token_is_refused() {
 #[tokio::test]
 async fn n3_what_the_token_itself_rules_out_costs_no_call() {
     type Change = fn(&mut Value);
-    let cases: [(&str, Change); 11] = [
+    let cases: [(&str, Change); 14] = [
+        ("FNL1124", |c| {
+            c["kubernetes.io"]["namespace"] = json!("../../nodes")
+        }),
+        ("FNL1124", |c| {
+            c["kubernetes.io"]["pod"]["name"] = json!("a/b?c")
+        }),
+        ("FNL1124", |c| {
+            c["kubernetes.io"]["node"]["name"] = json!("..")
+        }),
         ("FNL1127", |c| c["iss"] = json!("https://other")),
         ("FNL1128", |c| c["aud"] = json!(["vault"])),
         ("FNL1128", |c| c["aud"] = json!([])),
@@ -380,6 +389,17 @@ async fn n6_every_way_in_which_a_review_says_no_is_a_refusal_of_its_own() {
     for (number, (code, change)) in cases.into_iter().enumerate() {
         assert_eq!(Setting::refusal(change).await, code, "case {number}");
     }
+}
+
+#[tokio::test]
+async fn a_token_of_a_pod_that_is_gone_has_another_reason_than_a_forged_one() {
+    let no = json!({"error": "[invalid bearer token]", "user": {}});
+    assert_eq!(Setting::refusal(|w| w.status = no.clone()).await, "FNL1132");
+    let gone = Setting::refusal(|w| {
+        w.status = no.clone();
+        w.pod = None;
+    });
+    assert_eq!(gone.await, "FNL1158");
 }
 
 #[tokio::test]
