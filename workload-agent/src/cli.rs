@@ -155,6 +155,7 @@ fn run(args: &AgentRunArgs, common: &CommonArgs) -> Exit {
     if let Err(error) = telemetry::init(&common.log(&loaded.value.log)) {
         return cli::fail(&error, common);
     }
+    raise_descriptor_limit();
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .worker_threads(2)
@@ -169,6 +170,16 @@ fn run(args: &AgentRunArgs, common: &CommonArgs) -> Exit {
             cli::report(&error.report(), common);
             Exit::Failed
         }
+    }
+}
+
+/// Each caller takes two descriptors, and the soft limit that most systems start with is for programs that use `select`.
+fn raise_descriptor_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(errno) = raised {
+        tracing::debug!(%errno, "the limit of open files stays as it is");
     }
 }
 

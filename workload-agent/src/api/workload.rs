@@ -2,7 +2,12 @@
 //! Trusts the vault for what is held. Never answers a call without the security header, never sends a part of the state,
 //! never goes on once the process has ended or its entitlement has.
 
-use std::{collections::BTreeSet, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use futures::{Stream, StreamExt, stream};
 use mesh_identity::{EntryId, Selector};
@@ -58,6 +63,7 @@ struct Parts {
     clock: Clock,
     metrics: Metrics,
     streams: PerUid,
+    denials: Denials,
     audit: Option<AuditLog>,
     stop: Stop,
 }
@@ -80,6 +86,7 @@ impl WorkloadApi {
                 clock,
                 metrics,
                 streams,
+                denials: Denials::default(),
                 audit,
                 stop,
             }),
@@ -418,12 +425,42 @@ impl<T: Tell> Session<T> {
                 .request_id(id.as_str());
             record.finish_later(Outcome::Denied, Some(crate::NO_IDENTITY));
         }
-        tracing::info!(code = crate::NO_IDENTITY, correlation_id = %id, pid, uid = self.peer.uid(), method = T::METHOD,
+        if self
+            .parts
+            .denials
+            .may_log(self.peer.uid(), self.parts.clock.monotonic())
+        {
+            tracing::info!(code = crate::NO_IDENTITY, correlation_id = %id, pid, uid = self.peer.uid(), method = T::METHOD,
             "no identity for this process; `workload-agent explain --pid {pid}` shows why");
+        }
         Status::permission_denied(format!(
             "no identity issued [{}] correlation id {id}",
             crate::NO_IDENTITY
         ))
+    }
+}
+
+/// How many refusals of one uid are logged within [`LOG_WINDOW`]; the metric counts them all.
+const LOGGED_REFUSALS: u32 = 20;
+/// See [`LOGGED_REFUSALS`].
+const LOG_WINDOW: Duration = Duration::from_secs(10);
+
+/// Keeps a process that asks again and again from filling the log.
+#[derive(Debug, Default)]
+struct Denials(Mutex<HashMap<u32, (Instant, u32)>>);
+
+impl Denials {
+    fn may_log(&self, uid: u32, now: Instant) -> bool {
+        let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if seen.len() > 1024 {
+            seen.retain(|_, (since, _)| now.duration_since(*since) < LOG_WINDOW);
+        }
+        let (since, count) = seen.entry(uid).or_insert((now, 0));
+        if now.duration_since(*since) >= LOG_WINDOW {
+            (*since, *count) = (now, 0);
+        }
+        *count += 1;
+        *count <= LOGGED_REFUSALS
     }
 }
 
@@ -507,5 +544,46 @@ impl SpiffeWorkloadApi for WorkloadApi {
         _: Request<wire::WitBundlesRequest>,
     ) -> Result<Response<Self::FetchWITBundlesStream>, Status> {
         not_served("FetchWITBundles", &self.parts.metrics)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_of_one_uid_do_not_fill_the_log_and_do_not_hide_those_of_another() {
+        let (denials, start) = (Denials::default(), Instant::now());
+        let logged = (0..1000).filter(|_| denials.may_log(1, start)).count();
+        assert_eq!(logged, LOGGED_REFUSALS as usize);
+        assert!(denials.may_log(2, start));
+        assert!(denials.may_log(1, start + LOG_WINDOW));
+    }
+
+    #[test]
+    fn wep_07_only_exactly_one_exact_header_passes() {
+        let with = |values: &[&'static str]| {
+            let mut request = Request::new(());
+            for value in values {
+                request
+                    .metadata_mut()
+                    .append(HEADER, value.parse().unwrap());
+            }
+            check_header(request)
+                .map(drop)
+                .map_err(|status| status.code())
+        };
+        assert_eq!(with(&["true"]), Ok(()));
+        for wrong in [
+            &[][..],
+            &["True"],
+            &["TRUE"],
+            &["1"],
+            &["true", "true"],
+            &["true", "false"],
+            &["true,true"],
+        ] {
+            assert_eq!(with(wrong), Err(Code::InvalidArgument), "{wrong:?}");
+        }
     }
 }

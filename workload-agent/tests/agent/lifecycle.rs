@@ -440,3 +440,34 @@ async fn more_entries_than_are_made_ahead_and_everyone_who_asks_is_served() {
     assert_eq!(ca.seen().signed.len(), 1001);
     assert!(ca.seen().batches.iter().all(|size| *size <= 64));
 }
+
+#[tokio::test]
+async fn an_agent_whose_own_svid_ran_out_while_the_ca_was_away_proves_itself_again() {
+    let ca = Ca::start().await;
+    ca.knobs().reattestable = true;
+    ca.knobs().agent_ttl = Duration::from_secs(2);
+    ca.entry("pay", "/pay", &[&my_uid()]);
+    let dir = crate::rig::directory();
+    let token = dir.path().join("token");
+    std::fs::write(&token, "t.o.ken").unwrap();
+    let attestation = format!(
+        "  k8sPsat:\n    cluster: kind\n    tokenFile: {}",
+        token.display()
+    );
+    let agent = Agent::start_in(&ca, dir, &attestation).await;
+    agent.ready().await;
+    agent.fetch().await.unwrap();
+    ca.down().await;
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    agent.fetch().await.unwrap();
+    ca.knobs().agent_ttl = Duration::from_secs(3600);
+    ca.entry("shop", "/shop", &[&my_uid()]);
+    ca.up().await;
+    eventually("it is back in step", async || {
+        agent
+            .fetch()
+            .await
+            .is_ok_and(|context| context.identities().len() == 2)
+    })
+    .await;
+}
