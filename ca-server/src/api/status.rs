@@ -27,6 +27,8 @@ pub struct Refusal {
     pub message: String,
     /// For SPIRE's agents.
     reason: Option<Reason>,
+    /// Whether the caller may read the code: it would tell a stranger which check a token failed.
+    told: bool,
 }
 
 impl Refusal {
@@ -37,6 +39,15 @@ impl Refusal {
             grpc,
             message: message.into(),
             reason: None,
+            told: true,
+        }
+    }
+
+    /// The same, with the code for the record alone.
+    fn untold(self) -> Self {
+        Self {
+            told: false,
+            ..self
         }
     }
 
@@ -66,10 +77,12 @@ impl Refusal {
             ),
             None => Status::new(self.grpc, self.message),
         };
-        status.metadata_mut().insert(
-            "x-finial-error",
-            tonic::metadata::MetadataValue::from_static(self.code),
-        );
+        if self.told {
+            status.metadata_mut().insert(
+                "x-finial-error",
+                tonic::metadata::MetadataValue::from_static(self.code),
+            );
+        }
         status
     }
 
@@ -239,6 +252,7 @@ impl From<AttestError> for Refusal {
                 grpc: Code::PermissionDenied,
                 message: "failed to attest: agent is banned".into(),
                 reason: Some(Reason::AgentBanned),
+                told: true,
             },
             // The reason is in the record; a stranger with a stolen or forged token learns only that it was refused.
             AttestError::K8s(refused) if refused.blame() == Blame::Caller => {
@@ -248,7 +262,8 @@ impl From<AttestError> for Refusal {
                         code,
                         Code::PermissionDenied,
                         "the service-account token was refused",
-                    ),
+                    )
+                    .untold(),
                 }
             }
             AttestError::K8s(_) if error.blame() == Blame::Dependency => {
@@ -262,6 +277,7 @@ impl From<AttestError> for Refusal {
                     Code::InvalidArgument,
                     "join token does not exist or has already been used",
                 )
+                .untold()
             }
             _ => Self::by_blame(&error, error.blame(), "the node could not be attested"),
         }
