@@ -41,7 +41,10 @@ fn folder() -> &'static Path {
         let own = std::env::current_exe().expect("the path of this test");
         let folder = own.ancestors().nth(2).expect("two folders up").to_owned();
         // `cargo test -p mesh-tests` alone does not build the programs of other packages.
-        assert!(cargo_build(&folder, &["--workspace", "--bins"]), "the programs could not be built");
+        assert!(
+            cargo_build(&folder, &["--workspace", "--bins"]),
+            "the programs could not be built"
+        );
         folder
     })
 }

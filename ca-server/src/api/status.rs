@@ -149,6 +149,7 @@ impl From<NotACaller> for Refusal {
             grpc: Code::PermissionDenied,
             message: error.to_string(),
             reason: Some(reason),
+            told: true,
         }
     }
 }

@@ -61,7 +61,11 @@ pub(crate) fn programs() -> Result<Programs, ProgramError> {
     }
     let find = |name: &str| {
         let path = folder.join(name);
-        if path.exists() { Ok(path) } else { Err(ProgramError::Missing(path)) }
+        if path.exists() {
+            Ok(path)
+        } else {
+            Err(ProgramError::Missing(path))
+        }
     };
     Ok(Programs {
         ca_server: find("ca-server")?,

@@ -19,15 +19,28 @@ pub fn cargo_build(folder: &Path, arguments: &[&str]) -> bool {
     }
     for (name, _) in std::env::vars_os() {
         let name = name.to_string_lossy().into_owned();
-        if ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_"].iter().any(|of| name.starts_with(of)) {
+        if [
+            "CARGO_PKG_",
+            "CARGO_MANIFEST_",
+            "CARGO_BIN_",
+            "CARGO_CRATE_",
+        ]
+        .iter()
+        .any(|of| name.starts_with(of))
+        {
             build.env_remove(name);
         }
     }
-    build.env_remove("CARGO_PRIMARY_PACKAGE").env_remove("LD_LIBRARY_PATH");
+    build
+        .env_remove("CARGO_PRIMARY_PACKAGE")
+        .env_remove("LD_LIBRARY_PATH");
     build.status().is_ok_and(|status| status.success())
 }
 
-#[expect(clippy::disallowed_methods, reason = "cargo tells the programs it runs, and nobody else, where it is")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "cargo tells the programs it runs, and nobody else, where it is"
+)]
 fn cargo() -> Option<OsString> {
     std::env::var_os("CARGO_MANIFEST_DIR").and_then(|_| std::env::var_os("CARGO"))
 }
