@@ -72,7 +72,11 @@ fn deny_comes_before_allow_and_the_default_is_deny() {
     let (a, b, c1) = (id("spiffe://td/client-a"), id("spiffe://td/client-b"), c1());
     let allowed = decide(&c1, &http(Some(&a), "GET", "/public/x"));
     assert_eq!(
-        (allowed.effect, allowed.policy.map(|p| &**p), allowed.rule.map(|r| &**r)),
+        (
+            allowed.effect,
+            allowed.policy.map(|p| &**p),
+            allowed.rule.map(|r| &**r)
+        ),
         (Effect::Allow, Some("allow"), Some("1"))
     );
     let denied = decide(&c1, &http(Some(&a), "GET", "/admin"));
