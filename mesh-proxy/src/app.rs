@@ -22,6 +22,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
 use crate::config::{Limits, Outbound, Protocol, ProxyConfig};
+use crate::connections::Proofs;
 use crate::feed::Feed;
 use crate::http::pool::{Pool, Target};
 use crate::identity::{self, Source};
@@ -220,6 +221,7 @@ async fn bind_inbound(
             cell,
             handshakes: inbound::handshakes(&parts.limits),
             policies: parts.policies.clone(),
+            proofs: Proofs::default(),
             pool: Pool::new(
                 target,
                 &parts.limits,

@@ -1,8 +1,13 @@
 //! When an open connection has to end although both sides would go on: its policy, its peer's trust or its time is over.
 //! Trusts the peer's certificate as it was at the handshake, and asks again whenever policy or bundles change.
-//! Never lets a connection outlive the certificates that it was made with.
+//! Never begins anything on a connection whose certificates are about to end, and lets a running stream outlive them only while
+//! both sides have proven themselves again.
 
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
+
+use mesh_identity::SpiffeId;
 
 use mesh_runtime::clock::Clock;
 use mesh_tls::{IdentityCell, Peer};
@@ -64,6 +69,71 @@ impl Life {
     }
 }
 
+/// Until when each peer has proven itself, by the latest certificate of any of its handshakes. Clones are handles.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Proofs {
+    until: Arc<Mutex<HashMap<SpiffeId, SystemTime>>>,
+}
+
+impl Proofs {
+    /// A handshake proved this identity until then.
+    pub(crate) fn note(&self, id: &SpiffeId, until: SystemTime, now: SystemTime) {
+        const MANY: usize = 4096;
+        let mut all = self.until.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = all.get_mut(id) {
+            *known = until.max(*known);
+            return;
+        }
+        if all.len() >= MANY {
+            all.retain(|_, until| *until > now);
+        }
+        // Whoever finds no place has no later proof, and its streams end with its first certificate.
+        if all.len() < MANY {
+            all.insert(id.clone(), until);
+        }
+    }
+
+    fn until(&self, id: &SpiffeId) -> Option<SystemTime> {
+        self.until
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(id)
+            .copied()
+    }
+}
+
+/// Ends when a connection may no longer carry what began on it: its certificates have ended, and not both sides have since proven
+/// themselves again with newer ones.
+pub(crate) async fn expired(
+    life: Life,
+    peer: &SpiffeId,
+    proofs: &Proofs,
+    cell: &IdentityCell,
+    clock: &Clock,
+) {
+    let mut end = life.end;
+    loop {
+        clock.sleep_until(end).await;
+        end = proven(life, peer, proofs, cell);
+        if end <= clock.now() {
+            return;
+        }
+    }
+}
+
+/// Until when both sides of a connection have proven themselves, on it or on a newer one.
+pub(crate) fn proven(
+    life: Life,
+    peer: &SpiffeId,
+    proofs: &Proofs,
+    cell: &IdentityCell,
+) -> SystemTime {
+    let newer = proofs
+        .until(peer)
+        .map(|until| until.min(cell.current().not_after()));
+    newer.map_or(life.end, |newer| newer.max(life.end))
+}
+
 /// Ends when the peer's certificate no longer leads to a root that we hold.
 pub(crate) async fn trust_withdrawn(cell: &IdentityCell, peer: &Peer, clock: &Clock) {
     let mut changes = cell.subscribe();
@@ -76,10 +146,9 @@ pub(crate) async fn trust_withdrawn(cell: &IdentityCell, peer: &Peer, clock: &Cl
         // The usual rotation brings the same roots with a new leaf, and nothing has to be verified again.
         let unchanged = same_roots(&seen, &newest, peer);
         seen = newest;
-        if !unchanged
-            && peer.verify_again(seen.bundles(), clock.now()).is_err()
-            && clock.now() < peer.not_after
-        {
+        // A stream may outlive the certificate (see `expired`), but not the root that it leads to.
+        let then = clock.now().min(peer.not_after - Duration::from_secs(1));
+        if !unchanged && peer.verify_again(seen.bundles(), then).is_err() {
             return;
         }
     }

@@ -23,7 +23,7 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use crate::config::{Limits, Protocol};
-use crate::connections::{self, Cut, Life};
+use crate::connections::{self, Cut, Life, Proofs};
 use crate::decide::{self, Decided, Permit, reason_label};
 use crate::http::exchange::{Side, TlsFacts};
 use crate::http::pool::Pool;
@@ -48,6 +48,7 @@ pub(crate) struct InboundDoor {
     pub(crate) tls: Arc<ServerConfig>,
     pub(crate) handshakes: Semaphore,
     pub(crate) policies: Policies,
+    pub(crate) proofs: Proofs,
     pub(crate) pool: Arc<Pool>,
     pub(crate) limits: Limits,
     pub(crate) recorder: Recorder,
@@ -88,6 +89,7 @@ impl InboundDoor {
             own.not_after(),
             RETIRE_EARLY,
         );
+        self.proofs.note(&peer.id, peer.not_after, self.clock.now());
         match self.protocol {
             Protocol::Http => self.http(stream, peer, address, life, held).await,
             Protocol::Tcp => self.tcp(stream, peer, address, life, held).await,
@@ -178,7 +180,7 @@ impl InboundDoor {
             Some(b"h2") => Versions::Http2,
             _ => Versions::Http1,
         };
-        let signals = signals(life, &self.cell, &peer, &self.clock, held);
+        let signals = self.signals(life, &peer, held);
         let pool = Arc::clone(&self.pool);
         let shared = Arc::clone(&side);
         let cut = http::serve(
@@ -310,6 +312,41 @@ impl InboundDoor {
         Ok(stream)
     }
 
+    /// What an HTTP connection is told during its life.
+    fn signals(
+        &self,
+        life: Life,
+        peer: &Peer,
+        held: Held,
+    ) -> FuturesUnordered<BoxFuture<'static, Signal>> {
+        let (cell, peer, clock, proofs) = (
+            self.cell.clone(),
+            peer.clone(),
+            self.clock.clone(),
+            self.proofs.clone(),
+        );
+        let held = Arc::new(held);
+        let retire = {
+            let (clock, held) = (clock.clone(), Arc::clone(&held));
+            async move {
+                tokio::select! {
+                    () = clock.sleep_until(life.retire) => {}
+                    () = held.draining() => {}
+                }
+                Signal::Retire
+            }
+        };
+        let cut = async move {
+            let cut = tokio::select! {
+                () = connections::expired(life, &peer.id, &proofs, &cell, &clock) => Cut::Expired,
+                () = connections::trust_withdrawn(&cell, &peer, &clock) => Cut::Trust,
+                () = held.forced() => Cut::Drain,
+            };
+            Signal::Cut(cut)
+        };
+        [retire.boxed(), cut.boxed()].into_iter().collect()
+    }
+
     fn cut(&self, cut: Cut, source: &Arc<str>, address: SocketAddr) {
         self.metrics.cut(cut.code());
         // The proxy's own end and idleness are nobody's denial.
@@ -421,37 +458,6 @@ async fn denied_later(
         }
     }
     std::future::pending().await
-}
-
-/// What an HTTP connection is told during its life.
-fn signals(
-    life: Life,
-    cell: &IdentityCell,
-    peer: &Peer,
-    clock: &Clock,
-    held: Held,
-) -> FuturesUnordered<BoxFuture<'static, Signal>> {
-    let (cell, peer, clock) = (cell.clone(), peer.clone(), clock.clone());
-    let held = Arc::new(held);
-    let retire = {
-        let (clock, held) = (clock.clone(), Arc::clone(&held));
-        async move {
-            tokio::select! {
-                () = clock.sleep_until(life.retire) => {}
-                () = held.draining() => {}
-            }
-            Signal::Retire
-        }
-    };
-    let cut = async move {
-        let cut = tokio::select! {
-            () = clock.sleep_until(life.end) => Cut::Expired,
-            () = connections::trust_withdrawn(&cell, &peer, &clock) => Cut::Trust,
-            () = held.forced() => Cut::Drain,
-        };
-        Signal::Cut(cut)
-    };
-    [retire.boxed(), cut.boxed()].into_iter().collect()
 }
 
 /// How many handshakes may run at the same time, as a semaphore.

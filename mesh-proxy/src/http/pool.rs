@@ -4,7 +4,8 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::pin::pin;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use http::header::HOST;
@@ -12,18 +13,21 @@ use http::uri::{Parts, Scheme};
 use http::{Request, Response, Uri, Version};
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
-use hyper::rt::{Read, Write};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper::rt::{Executor, Read, Write};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use mesh_identity::SpiffeId;
 use mesh_runtime::clock::Clock;
 use mesh_tls::{AlertSlot, ClientConfig, HandshakeError, IdentityCell, PeerAlert};
 use tokio::net::TcpStream;
+use tokio::sync::oneshot;
+use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
 use super::body::RequestBody;
 use super::exchange::Host;
 use super::{CONNECTION_WINDOW, PING_EVERY, PING_TIMEOUT, STREAM_WINDOW};
 use crate::config::{ApplicationProtocol, Limits};
-use crate::connections::Life;
+use crate::connections::{self, Life, Proofs};
 use crate::metrics::ProxyMetrics;
 
 /// HTTP/1.1 connections that wait for their next request.
@@ -61,6 +65,7 @@ pub(crate) struct Pool {
     shared: Mutex<Vec<Arc<Shared>>>,
     /// Held while a connection is made, so that a burst makes one and not a hundred.
     dialing: tokio::sync::Mutex<()>,
+    proofs: Proofs,
 }
 
 impl std::fmt::Debug for Pool {
@@ -164,6 +169,7 @@ impl Pool {
             idle: Mutex::default(),
             shared: Mutex::default(),
             dialing: tokio::sync::Mutex::default(),
+            proofs: Proofs::default(),
         })
     }
 
@@ -326,7 +332,7 @@ impl Pool {
     }
 
     /// A new connection; the second value is false when somebody else made one meanwhile.
-    async fn dial(&self, grpc: bool) -> Result<(Connection, bool), SendError> {
+    async fn dial(self: &Arc<Self>, grpc: bool) -> Result<(Connection, bool), SendError> {
         let share = self.may_share(grpc);
         let _turn = if share {
             Some(self.dialing.lock().await)
@@ -360,7 +366,7 @@ impl Pool {
         Ok((connection, true))
     }
 
-    async fn connect(&self, share: bool) -> Result<Connection, SendError> {
+    async fn connect(self: &Arc<Self>, share: bool) -> Result<Connection, SendError> {
         let address = self.address();
         let stream = TcpStream::connect(address)
             .await
@@ -379,10 +385,16 @@ impl Pool {
                     }
                 };
                 self.metrics.handshake("client", "ok", Some(&peer.session));
-                let life = Life::new(self.clock.now(), peer.not_after, own, RETIRE_EARLY);
+                let now = self.clock.now();
+                self.proofs.note(&peer.id, peer.not_after.min(own), now);
+                let proof = Proof {
+                    life: Life::new(now, peer.not_after, own, RETIRE_EARLY),
+                    peer: peer.id.clone(),
+                    cell: cell.clone(),
+                };
                 let share = peer.session.alpn.as_deref() != Some(b"http/1.1");
                 let alert = stream.alert();
-                self.start(TokioIo::new(stream), share, Some(life), Some(alert))
+                self.start(TokioIo::new(stream), share, Some(proof), Some(alert))
                     .await
             }
         }
@@ -390,18 +402,20 @@ impl Pool {
 
     /// Begins HTTP on a connection; its driver runs until it ends or its time is over.
     async fn start<IO>(
-        &self,
+        self: &Arc<Self>,
         io: IO,
         share: bool,
-        life: Option<Life>,
+        proof: Option<Proof>,
         alert: Option<AlertSlot>,
     ) -> Result<Connection, SendError>
     where
         IO: Read + Write + Unpin + Send + 'static,
     {
         let begin = |cause| SendError::Http(self.address(), cause);
+        let life = proof.as_ref().map(|proof| proof.life);
         if share {
-            let (sender, driver) = http2::Builder::new(TokioExecutor::new())
+            let (task, ended) = ConnectionTask::new();
+            let (sender, driver) = http2::Builder::new(task.clone())
                 .timer(TokioTimer::new())
                 .initial_stream_window_size(STREAM_WINDOW)
                 .initial_connection_window_size(CONNECTION_WINDOW)
@@ -413,7 +427,13 @@ impl Pool {
                 .handshake(io)
                 .await
                 .map_err(begin)?;
-            drive(driver, life, &self.clock);
+            let both = async {
+                let dispatched = driver.await;
+                // The dispatcher ends when nobody sends any more; the connection goes on while streams run on it.
+                ended.await.ok();
+                dispatched
+            };
+            self.drive(both, proof, Some(task));
             Ok(Connection::Http2(Arc::new(Shared {
                 sender,
                 life,
@@ -425,7 +445,7 @@ impl Pool {
                 .handshake(io)
                 .await
                 .map_err(begin)?;
-            drive(driver, life, &self.clock);
+            self.drive(driver, proof, None);
             Ok(Connection::Http1(Idle {
                 sender,
                 life,
@@ -434,35 +454,160 @@ impl Pool {
             }))
         }
     }
+
+    /// Runs a connection. When it retires it leaves the pool, and what still runs on it may go on while both sides prove themselves
+    /// again on a new one; then, or with its certificates, it is dropped.
+    fn drive<D>(self: &Arc<Self>, driver: D, proof: Option<Proof>, task: Option<ConnectionTask>)
+    where
+        D: Future<Output = hyper::Result<()>> + Send + 'static,
+    {
+        let pool = Arc::clone(self);
+        tokio::spawn(async move {
+            let mut driver = pin!(driver);
+            let ended = match proof {
+                None => driver.await,
+                Some(Proof { life, peer, cell }) => {
+                    tokio::select! {
+                        biased;
+                        ended = driver.as_mut() => ended,
+                        () = pool.outlives(life, &peer, &cell) => {
+                            tracing::debug!("upstream connection ended with its certificate");
+                            if let Some(task) = task {
+                                task.abort();
+                            }
+                            return;
+                        }
+                    }
+                }
+            };
+            if let Err(error) = ended {
+                tracing::debug!(%error, "upstream connection ended");
+            }
+        });
+    }
+
+    /// Ends when the connection must.
+    async fn outlives(self: &Arc<Self>, life: Life, peer: &SpiffeId, cell: &IdentityCell) {
+        /// An idle connection ends at once when it leaves the pool.
+        const MOMENT: Duration = Duration::from_millis(100);
+        self.clock.sleep_until(life.retire).await;
+        let now = self.clock.now();
+        self.shared
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|shared| !retired(shared.life, now));
+        self.idle
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|idle| !retired(idle.life, now));
+        self.clock.sleep(MOMENT).await;
+        // Something still runs on it: newer connections are the proof that it may, again and again while it runs.
+        loop {
+            let end = connections::proven(life, peer, &self.proofs, cell);
+            let left = end.duration_since(self.clock.now()).unwrap_or_default();
+            if left.is_zero() {
+                return;
+            }
+            self.prove(end, cell).await;
+            self.clock.sleep((left / 2).max(MOMENT)).await;
+        }
+    }
+
+    /// Makes a connection that proves both sides beyond `end`, unless there is one or we have no newer certificate to show.
+    async fn prove(self: &Arc<Self>, end: SystemTime, cell: &IdentityCell) {
+        let newer = |life: Option<Life>| life.is_some_and(|life| life.end > end);
+        let known = || {
+            self.shared
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .iter()
+                .any(|shared| newer(shared.life))
+        };
+        if cell.current().not_after() <= end || known() {
+            return;
+        }
+        let _turn = self.dialing.lock().await;
+        if known() {
+            return;
+        }
+        match timeout(self.limits.connect.get(), Box::pin(self.connect(true))).await {
+            Ok(Ok(Connection::Http1(idle))) => self.park(idle),
+            Ok(Ok(Connection::Http2(shared))) => self
+                .shared
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(shared),
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "no newer connection for the streams of an older one")
+            }
+            Err(_) => {
+                tracing::debug!("a newer connection for the streams of an older one takes too long")
+            }
+        }
+    }
+}
+
+/// The task that hyper starts for an HTTP/2 connection, so that it can be ended: hyper itself lets it run as long as it has streams.
+#[derive(Clone)]
+struct ConnectionTask {
+    first: Arc<Mutex<Option<oneshot::Sender<()>>>>,
+    handle: Arc<OnceLock<AbortHandle>>,
+}
+
+impl ConnectionTask {
+    /// The executor to give to hyper, and what resolves when the connection has ended.
+    fn new() -> (Self, oneshot::Receiver<()>) {
+        let (done, ended) = oneshot::channel();
+        (
+            Self {
+                first: Arc::new(Mutex::new(Some(done))),
+                handle: Arc::default(),
+            },
+            ended,
+        )
+    }
+
+    fn abort(&self) {
+        if let Some(handle) = self.handle.get() {
+            handle.abort();
+        }
+    }
+}
+
+impl<F> Executor<F> for ConnectionTask
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    fn execute(&self, future: F) {
+        // hyper starts the connection first; later futures carry single bodies and end with it.
+        let first = self
+            .first
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        match first {
+            None => drop(tokio::spawn(future)),
+            Some(done) => {
+                let task = tokio::spawn(async move {
+                    drop(future.await);
+                    drop(done);
+                });
+                self.handle.get_or_init(|| task.abort_handle());
+            }
+        }
+    }
+}
+
+/// Whom a connection was made with, and how long that counts.
+struct Proof {
+    life: Life,
+    peer: SpiffeId,
+    cell: IdentityCell,
 }
 
 fn retired(life: Option<Life>, now: SystemTime) -> bool {
     life.is_some_and(|life| now >= life.retire)
-}
-
-/// Runs a connection; at the end of its life it is dropped, whatever is still on it.
-fn drive<D>(driver: D, life: Option<Life>, clock: &Clock)
-where
-    D: Future<Output = hyper::Result<()>> + Send + 'static,
-{
-    let clock = clock.clone();
-    tokio::spawn(async move {
-        let end = async {
-            match life {
-                Some(life) => clock.sleep_until(life.end).await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            biased;
-            ended = driver => {
-                if let Err(error) = ended {
-                    tracing::debug!(%error, "upstream connection ended");
-                }
-            }
-            () = end => tracing::debug!("upstream connection ended with its certificate"),
-        }
-    });
 }
 
 fn shape_http1(request: &mut Request<RequestBody>, host: &Host) {

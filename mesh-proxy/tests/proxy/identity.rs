@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Empty};
-use hyper_util::rt::TokioIo;
+use http_body_util::{BodyExt as _, Empty, StreamBody};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
 
 use crate::world::{DOMAIN, Pair, SHOP_ANYTHING, World, allow, eventually};
@@ -216,4 +216,47 @@ async fn px_49_the_agent_may_go_and_come_back() {
     .await;
     assert!(ask().await.starts_with("HTTP/1.1 200"));
     drop((again, application, pay, pay_agent));
+}
+
+/// One gRPC stream, no other traffic; certificates of six seconds. With renewal it lives two and a half times as long, without it ends.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_outlives_its_certificates_only_while_both_sides_prove_themselves_again() {
+    let life = Duration::from_secs(6);
+    let pair = Pair::with_life(&allow(SHOP_ANYTHING), life).await;
+    let (sender, frames) =
+        tokio::sync::mpsc::channel::<Result<http_body::Frame<Bytes>, std::convert::Infallible>>(4);
+    let body = StreamBody::new(tokio_stream::wrappers::ReceiverStream::new(frames));
+    let stream = TcpStream::connect(pair.shop.door("outbound.pay"))
+        .await
+        .unwrap();
+    let (mut client, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+            .await
+            .unwrap();
+    tokio::spawn(connection);
+    let request = hyper::Request::post("http://pay/svc/Stream")
+        .header("content-type", "application/grpc")
+        .body(body)
+        .unwrap();
+    let mut answer = client.send_request(request).await.unwrap();
+    for round in 0..60 {
+        if round % 12 == 0 {
+            pair.shop_agent.push(pair.world.frame("shop", life));
+            pair.pay_agent.push(pair.world.frame("pay", life));
+        }
+        tokio::time::sleep(Duration::from_millis(250)).await;
+        sender
+            .send(Ok(http_body::Frame::data(Bytes::from_static(b"x"))))
+            .await
+            .unwrap();
+        let frame = tokio::time::timeout(Duration::from_secs(2), answer.frame())
+            .await
+            .expect("an echo")
+            .expect("the stream goes on");
+        assert_eq!(frame.unwrap().into_data().unwrap(), "x", "round {round}");
+    }
+    let cut = tokio::time::timeout(Duration::from_secs(9), answer.frame())
+        .await
+        .expect("without renewal the stream ends");
+    assert!(cut.is_none_or(|frame| frame.is_err()));
 }

@@ -565,12 +565,13 @@ pub(crate) async fn echo_bytes() -> SocketAddr {
 
 /// Two workloads, `shop` calling `pay`, each behind its proxy.
 pub(crate) struct Pair {
-    pub(crate) world: World,
     pub(crate) application: Application,
     pub(crate) shop_agent: Agent,
     pub(crate) pay_agent: Agent,
     pub(crate) shop: Proxy,
     pub(crate) pay: Proxy,
+    /// Last, so that its directory is still there when a failed test shows the logs.
+    pub(crate) world: World,
 }
 
 impl Pair {
