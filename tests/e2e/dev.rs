@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use finial::dev::programs::forget_package;
 use mesh_tests::{env, eventually, programs};
 use nix::{
     sys::signal::{Signal, kill},
@@ -21,11 +22,13 @@ fn root() -> &'static Path {
 #[test]
 fn cargo_dev_once_plays_the_whole_scene_within_twenty_seconds() {
     programs::path("finial"); // build apart
+    let mut cargo = Command::new(env::read("CARGO").unwrap_or_else(|| "cargo".into()));
+    forget_package(&mut cargo);
     let Output {
         status,
         stdout,
         stderr,
-    } = Command::new(env::read("CARGO").unwrap_or_else(|| "cargo".into()))
+    } = cargo
         .args(["dev", "--once", "-o", "jsonl"])
         .current_dir(root())
         .output()
@@ -61,7 +64,9 @@ async fn ctrl_c_ends_dev_mode_within_two_seconds_and_leaves_nothing_behind() {
         .prefix("fnl")
         .tempdir()
         .expect("a folder");
-    let mut child = Command::new(programs::path("finial"))
+    let mut finial = Command::new(programs::path("finial"));
+    forget_package(&mut finial); // a downloaded finial, which has nothing to build
+    let mut child = finial
         .args(["dev", "up", "--dir"])
         .arg(dir.path().join("f"))
         .stdin(Stdio::null())

@@ -9,16 +9,22 @@ pub(crate) fn under_cargo() -> bool {
 
 /// Runs `cargo build` with `arguments`, in the profile whose folder is `folder`; whether it succeeded.
 ///
-/// What cargo tells a program that it runs is taken away first: build scripts that look at the package's name or
-/// folder would find another one and build everything behind them anew.
+/// What cargo tells a program that it runs is taken away first, see [`forget_package`]: build scripts that look at
+/// the package's name or folder would find another one and build everything behind them anew.
 pub fn cargo_build(folder: &Path, arguments: &[&str]) -> bool {
     let mut build = Command::new(cargo().unwrap_or_else(|| "cargo".into()));
     build.args(["build", "--quiet"]).args(arguments);
     if folder.ends_with("release") {
         build.arg("--release");
     }
+    forget_package(&mut build);
+    build.status().is_ok_and(|status| status.success())
+}
+
+/// Takes away from a command what cargo told this process about the package that it runs.
+pub fn forget_package(command: &mut Command) {
     for (name, _) in std::env::vars_os() {
-        let name = name.to_string_lossy().into_owned();
+        let told = name.to_string_lossy();
         if [
             "CARGO_PKG_",
             "CARGO_MANIFEST_",
@@ -26,15 +32,14 @@ pub fn cargo_build(folder: &Path, arguments: &[&str]) -> bool {
             "CARGO_CRATE_",
         ]
         .iter()
-        .any(|of| name.starts_with(of))
+        .any(|of| told.starts_with(of))
         {
-            build.env_remove(name);
+            command.env_remove(&name);
         }
     }
-    build
+    command
         .env_remove("CARGO_PRIMARY_PACKAGE")
         .env_remove("LD_LIBRARY_PATH");
-    build.status().is_ok_and(|status| status.success())
 }
 
 #[expect(
