@@ -2,7 +2,7 @@
 
 use std::{
     path::Path,
-    process::{Command, Output, Stdio},
+    process::{Child, Command, Output, Stdio},
     time::{Duration, Instant},
 };
 
@@ -66,13 +66,15 @@ async fn ctrl_c_ends_dev_mode_within_two_seconds_and_leaves_nothing_behind() {
         .expect("a folder");
     let mut finial = Command::new(programs::path("finial"));
     forget_package(&mut finial); // a downloaded finial, which has nothing to build
-    let mut child = finial
-        .args(["dev", "up", "--dir"])
-        .arg(dir.path().join("f"))
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .spawn()
-        .expect("finial starts");
+    let mut child = Ended(
+        finial
+            .args(["dev", "up", "--dir"])
+            .arg(dir.path().join("f"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("finial starts"),
+    );
     let agent = dir.path().join("f/dev/agent.sock");
     let up = eventually::within(Duration::from_secs(20), || {
         let there = agent.exists();
@@ -80,8 +82,8 @@ async fn ctrl_c_ends_dev_mode_within_two_seconds_and_leaves_nothing_behind() {
     });
     assert!(up.await, "dev mode did not come up");
     let began = Instant::now();
-    kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGINT).expect("it runs");
-    child.wait().expect("its status");
+    kill(Pid::from_raw(child.0.id().cast_signed()), Signal::SIGINT).expect("it runs");
+    child.0.wait().expect("its status");
     assert!(
         began.elapsed() < Duration::from_secs(2),
         "it took {:?}",
@@ -94,6 +96,18 @@ async fn ctrl_c_ends_dev_mode_within_two_seconds_and_leaves_nothing_behind() {
     );
     let left = processes_below(dir.path());
     assert!(left.is_empty(), "processes were left behind: {left:?}");
+}
+
+/// A dev mode that a failing test does not leave behind; it stops its own processes when it is interrupted.
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        if let Ok(None) = self.0.try_wait() {
+            kill(Pid::from_raw(self.0.id().cast_signed()), Signal::SIGINT).ok();
+            self.0.wait().ok();
+        }
+    }
 }
 
 /// Processes whose command line names the folder.

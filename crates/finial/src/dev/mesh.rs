@@ -121,6 +121,13 @@ impl<'p> Mesh<'p> {
             "spiffe://{}/spire/agent/join_token/{token}",
             files::TRUST_DOMAIN
         );
+        let agents = verb.ca(&["agent", "list", "-o", "json"]).await?;
+        if !agents.contains(&agent_id) {
+            return Err(DevError::Scene {
+                line: "the agent is known by the token it used",
+                because: agents,
+            });
+        }
         events.say(&Event {
             event: "agent.attested",
             who: "workload-agent",
@@ -232,12 +239,21 @@ impl Starter<'_> {
         let config = self.place.write(&format!("{name}.yaml"), &config)?;
         let mut proxy = Process::start(name, &program, &config, self.place.path(), &[]).await?;
         proxy.ready().await?;
+        let pid = proxy.pid().to_string();
+        let said = self
+            .verb
+            .agent(&["explain", "--pid", &pid, "-o", "json"])
+            .await?;
+        let entry = entry_of(&said, &id, &[&by_path, &by_uid]).ok_or(DevError::Scene {
+            line: "each process has the one identity that its entry gives it",
+            because: said,
+        })?;
         self.events.say(&Event {
             event: "proxy.identity",
             who: &format!("{name}-proxy"),
             what: "identity",
             text: format!(
-                "{id}  {}s   why: {by_path}, {by_uid} matched its entry",
+                "{id}  {}s\nwhy: {by_path}, {by_uid} matched entry {entry}",
                 files::SVID_SECONDS
             ),
         });
@@ -252,16 +268,32 @@ struct Verbs<'v> {
 }
 
 impl Verbs<'_> {
-    async fn ca(&self, arguments: &[&str]) -> Result<String, ProgramError> {
-        let socket = self.dir.join("ca-admin.sock");
-        let mut command = Command::new(&self.programs.ca_server);
+    /// A verb of ca-server.
+    async fn ca(self, arguments: &[&str]) -> Result<String, ProgramError> {
+        self.run(&self.programs.ca_server, "ca-admin.sock", arguments)
+            .await
+    }
+
+    /// A verb of workload-agent for administrators.
+    async fn agent(self, arguments: &[&str]) -> Result<String, ProgramError> {
+        self.run(&self.programs.workload_agent, "agent-admin.sock", arguments)
+            .await
+    }
+
+    async fn run(
+        self,
+        program: &Path,
+        socket: &str,
+        arguments: &[&str],
+    ) -> Result<String, ProgramError> {
+        let mut command = Command::new(program);
         command
             .args(arguments)
             .arg("--admin-socket")
-            .arg(socket)
+            .arg(self.dir.join(socket))
             .current_dir(self.dir);
         let failed = |said: String| ProgramError::Verb {
-            command: format!("ca-server {}", arguments.join(" ")),
+            command: format!("{} {}", program.display(), arguments.join(" ")),
             said,
         };
         let Output {
@@ -274,6 +306,19 @@ impl Verbs<'_> {
         }
         String::from_utf8(stdout).map_err(|e| failed(e.to_string()))
     }
+}
+
+/// The entry that gives a process this identity and no other one, if it was attested with these selectors.
+fn entry_of(explained: &str, id: &str, selectors: &[&str]) -> Option<String> {
+    let explained: serde_json::Value = serde_json::from_str(explained).ok()?;
+    let [entry] = explained["matchingEntries"].as_array()?.as_slice() else {
+        return None;
+    };
+    let attested = explained["selectors"].as_array()?;
+    let all = selectors
+        .iter()
+        .all(|wanted| attested.iter().any(|one| one == wanted));
+    (entry["spiffeId"] == id && all).then(|| entry["id"].as_str().map(str::to_owned))?
 }
 
 fn json_text(text: &str, key: &str) -> Result<String, ProgramError> {

@@ -11,6 +11,7 @@ use std::{
 };
 
 use mesh_runtime::audit;
+use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -110,18 +111,28 @@ pub(crate) async fn stay(mesh: &mut Mesh<'_>, events: Events) {
 }
 
 async fn allowed(mesh: &Mesh<'_>, events: Events) -> Result<(), DevError> {
-    const LINE: &str = "shop may charge";
+    const LINE: &str = "shop may charge, under mutual TLS, by a rule that is on record";
     let began = Instant::now();
     let answer = charge(&mesh.shop).await.map_err(|e| fail(LINE, e))?;
     let took = began.elapsed();
     expect(LINE, answer.status == 200, || {
         format!("status {}", answer.status)
     })?;
+    let by_rule = json!({
+        "effect": "allow", "policy": "allow-shop", "rule": "charge", "path": "/charge",
+        "source": id("shop"), "destination": id("pay"),
+    });
+    let record = recorded(mesh, LINE, &by_rule).await?;
     let text = format!(
-        "200  {:.1} ms  [mTLS]\nclient spiffe://{domain}/shop   server spiffe://{domain}/pay\n\
-         allowed by policy allow-shop rule charge",
+        "200  {:.1} ms  [mTLS] {} {}\nclient {} serial {}   server {}\nallowed by policy {} rule {}",
         took.as_secs_f64() * 1000.0,
-        domain = files::TRUST_DOMAIN,
+        word(&record, "tls_group"),
+        word(&record, "tls_cipher"),
+        word(&record, "source"),
+        word(&record, "peer_serial"),
+        word(&record, "destination"),
+        word(&record, "policy"),
+        word(&record, "rule"),
     );
     events.say(&Event {
         event: "request.allowed",
@@ -136,8 +147,7 @@ async fn denied(mesh: &Mesh<'_>, events: Events) -> Result<(), DevError> {
     const LINE: &str = "shop may not read keys";
     let answer = http::get(mesh.shop.address("outbound.pay"), "/admin/keys").await;
     let answer = answer.map_err(|e| fail(LINE, e))?;
-    refused(LINE, &answer)?;
-    let text = format!("403  {}", reason(&answer));
+    let text = refused(mesh, LINE, &answer, "shop").await?;
     events.say(&Event {
         event: "request.denied",
         who: "shop -> pay",
@@ -150,23 +160,7 @@ async fn denied(mesh: &Mesh<'_>, events: Events) -> Result<(), DevError> {
 async fn wrong_caller(mesh: &Mesh<'_>, events: Events) -> Result<(), DevError> {
     const LINE: &str = "guest, with an identity and without permission, is refused with the reason";
     let answer = charge(&mesh.guest).await.map_err(|e| fail(LINE, e))?;
-    refused(LINE, &answer)?;
-    let recorded = within(EDIT_LIMIT, || {
-        let log = fs::read_to_string(mesh.place.file("pay-access.jsonl")).unwrap_or_default();
-        let id = answer.header("x-finial-decision").unwrap_or("no decision");
-        async move {
-            log.lines()
-                .any(|line| line.contains(id) && line.contains("/guest"))
-        }
-    });
-    expect(LINE, recorded.await, || {
-        "pay's access log has no such decision".into()
-    })?;
-    let text = format!(
-        "403  {}\nclient spiffe://{}/guest",
-        reason(&answer),
-        files::TRUST_DOMAIN
-    );
+    let text = refused(mesh, LINE, &answer, "guest").await?;
     events.say(&Event {
         event: "request.denied",
         who: "guest -> pay",
@@ -346,21 +340,56 @@ async fn charge(caller: &Process) -> std::io::Result<Answer> {
     http::send(caller.address("outbound.pay"), "POST", "/charge").await
 }
 
-fn refused(line: &'static str, answer: &Answer) -> Result<(), DevError> {
-    let told = ["x-finial-error", "x-finial-decision"]
-        .iter()
-        .all(|name| answer.header(name).is_some());
-    expect(line, answer.status == 403 && told, || {
-        format!("status {} and headers {:?}", answer.status, answer.headers)
-    })
+/// Asserts a refusal that says what it is, and tells it with the reason that pay has on record.
+async fn refused(
+    mesh: &Mesh<'_>,
+    line: &'static str,
+    answer: &Answer,
+    caller: &str,
+) -> Result<String, DevError> {
+    let told = answer
+        .header("x-finial-error")
+        .zip(answer.header("x-finial-decision"));
+    let (403, Some((code, decision))) = (answer.status, told) else {
+        let because = format!("status {} and headers {:?}", answer.status, answer.headers);
+        return Err(fail(line, because));
+    };
+    let by_decision = json!({ "effect": "deny", "decision": decision, "source": id(caller) });
+    let record = recorded(mesh, line, &by_decision).await?;
+    let why = word(&record, "why");
+    expect(line, !why.is_empty(), || format!("no reason in {record}"))?;
+    Ok(format!("403  {code}  decision {decision}\n{why}"))
 }
 
-fn reason(answer: &Answer) -> String {
-    format!(
-        "{}  decision {}",
-        answer.header("x-finial-error").unwrap_or_default(),
-        answer.header("x-finial-decision").unwrap_or_default()
-    )
+/// The line of pay's access log with these fields; it is written beside the answer, not before.
+async fn recorded(mesh: &Mesh<'_>, line: &'static str, wanted: &Value) -> Result<Value, DevError> {
+    let log = mesh.place.file("pay-access.jsonl");
+    let deadline = Instant::now() + EDIT_LIMIT;
+    loop {
+        let text = fs::read_to_string(&log).unwrap_or_default();
+        let found = text
+            .lines()
+            .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+            .find(|record| {
+                let fields = wanted.as_object().into_iter().flatten();
+                fields
+                    .into_iter()
+                    .all(|(name, value)| record[name] == *value)
+            });
+        match found {
+            Some(record) => return Ok(record),
+            None if Instant::now() < deadline => sleep(Duration::from_millis(20)).await,
+            None => return Err(fail(line, format!("{log} has no record with {wanted}"))),
+        }
+    }
+}
+
+fn id(name: &str) -> String {
+    format!("spiffe://{}/{name}", files::TRUST_DOMAIN)
+}
+
+fn word<'r>(record: &'r Value, field: &str) -> &'r str {
+    record[field].as_str().unwrap_or_default()
 }
 
 fn fail(line: &'static str, because: impl ToString) -> DevError {
