@@ -209,7 +209,7 @@ where
         let mut ready = std::mem::replace(&mut self.inner, clone);
         let parts = self.parts.clone();
         Box::pin(async move {
-            let path = request.uri().path().to_owned();
+            let method = permit::name_of(request.uri().path());
             match admit(&parts, request).await {
                 Ok((request, admitted)) => {
                     let started = parts.clock.monotonic();
@@ -217,11 +217,11 @@ where
                     let response = admitted.finish(response).await;
                     parts
                         .metrics
-                        .call(&path, grpc_code(&response), started.elapsed());
+                        .call(method, grpc_code(&response), started.elapsed());
                     Ok(response)
                 }
                 Err(refusal) => {
-                    parts.metrics.refused(&path, refusal.grpc);
+                    parts.metrics.refused(method, refusal.grpc);
                     Ok(refusal.into_status().into_http())
                 }
             }
@@ -259,7 +259,7 @@ async fn admit(parts: &Parts, mut request: Request) -> Result<(Request, Admitted
     match judge(parts, &connection, row).await {
         Err(refusal) => {
             let mut record = begin(&connection.attribution(&Caller::Other));
-            record.decision(Decision::deny(refusal.message.clone()));
+            record.decision(Decision::deny(refusal.why()));
             record.finish_later(refusal.outcome(), Some(refusal.code));
             Err(refusal)
         }
@@ -320,7 +320,7 @@ async fn judge(
 
 /// The refusal of a call over its budget.
 pub(crate) fn over_the_limit(parts: &Parts, limit: Limit) -> Refusal {
-    parts.metrics.rate_limited(limit);
+    parts.metrics.rate_limited(limit.name());
     Refusal::new(
         "FNL1246",
         Code::ResourceExhausted,

@@ -7,9 +7,6 @@ use mesh_runtime::errors::Coded;
 use mesh_runtime::metrics::{Counter, Family, Gauge, Histogram, exponential_buckets};
 use tonic::Code;
 
-use crate::api::Refusal;
-use crate::api::permit::{self, Limit};
-use crate::attestation::AttestedNode;
 use crate::issuance::IssueError;
 
 type Labels<const N: usize> = [(&'static str, &'static str); N];
@@ -115,40 +112,32 @@ impl Metrics {
         }
     }
 
-    pub(crate) fn attestation(&self, outcome: &Result<(X509Svid, AttestedNode), Refusal>) {
-        let labels = match outcome {
-            Ok((_, node)) => [("attestor", node.kind), ("result", "success")],
-            Err(refusal) => [("attestor", "unknown"), ("result", refusal.code)],
-        };
-        self.attestations.get_or_create(&labels).inc();
+    /// A node tried to prove itself: `result` is `success` or the code of the refusal.
+    pub(crate) fn attestation(&self, attestor: &'static str, result: &'static str) {
+        self.attestations
+            .get_or_create(&[("attestor", attestor), ("result", result)])
+            .inc();
     }
 
-    pub(crate) fn rate_limited(&self, limit: Limit) {
-        let scope = match limit {
-            Limit::None => "none",
-            Limit::Attest => "attest",
-            Limit::Sign => "sign",
-            Limit::Status => "status",
-        };
-        self.ratelimited.get_or_create(&[("scope", scope)]).inc();
+    /// A call went over the budget of this name.
+    pub(crate) fn rate_limited(&self, budget: &'static str) {
+        self.ratelimited.get_or_create(&[("scope", budget)]).inc();
     }
 
     pub(crate) fn feed_refused(&self) {
         self.feed_refused.inc();
     }
 
-    pub(crate) fn call(&self, path: &str, code: Code, took: Duration) {
-        let method = permit::find(path).map_or("unknown", |row| row.path);
-        self.handled
-            .get_or_create(&[("method", method), ("code", name(code))])
-            .inc();
+    /// A handler answered.
+    pub(crate) fn call(&self, method: &'static str, code: Code, took: Duration) {
+        self.refused(method, code);
         self.handling
             .get_or_create(&[("method", method)])
             .observe(took.as_secs_f64());
     }
 
-    pub(crate) fn refused(&self, path: &str, code: Code) {
-        let method = permit::find(path).map_or("unknown", |row| row.path);
+    /// A call was answered before it reached a handler.
+    pub(crate) fn refused(&self, method: &'static str, code: Code) {
         self.handled
             .get_or_create(&[("method", method), ("code", name(code))])
             .inc();

@@ -27,6 +27,18 @@ pub enum Limit {
     Status,
 }
 
+impl Limit {
+    /// Its name in metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Attest => "attest",
+            Self::Sign => "sign",
+            Self::Status => "status",
+        }
+    }
+}
+
 /// One RPC.
 #[derive(Clone, Copy, Debug)]
 pub struct Row {
@@ -147,6 +159,11 @@ pub const TABLE: &[Row] = &[
 /// The row of a path, byte for byte.
 pub fn find(path: &str) -> Option<&'static Row> {
     TABLE.iter().find(|row| row.path == path)
+}
+
+/// The path as it stands in the table: a stranger's text never becomes a metric label.
+pub fn name_of(path: &str) -> &'static str {
+    find(path).map_or("unknown", |row| row.path)
 }
 
 #[cfg(test)]

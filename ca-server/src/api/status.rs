@@ -27,8 +27,9 @@ pub struct Refusal {
     pub message: String,
     /// For SPIRE's agents.
     reason: Option<Reason>,
-    /// Whether the caller may read the code: it would tell a stranger which check a token failed.
-    told: bool,
+    /// The true reason, for the record alone: with it neither reason nor code reaches the caller, whom they would tell
+    /// which check a token failed.
+    kept_back: Option<String>,
 }
 
 impl Refusal {
@@ -39,16 +40,21 @@ impl Refusal {
             grpc,
             message: message.into(),
             reason: None,
-            told: true,
+            kept_back: None,
         }
     }
 
-    /// The same, with the code for the record alone.
-    fn untold(self) -> Self {
+    /// The same, with `error` and the code for the record alone.
+    fn keep_back(self, error: &dyn std::error::Error) -> Self {
         Self {
-            told: false,
+            kept_back: Some(ErrorChain(error).to_string()),
             ..self
         }
+    }
+
+    /// Why, for the record.
+    pub fn why(&self) -> &str {
+        self.kept_back.as_deref().unwrap_or(&self.message)
     }
 
     /// Not allowed, or not done.
@@ -77,7 +83,7 @@ impl Refusal {
             ),
             None => Status::new(self.grpc, self.message),
         };
-        if self.told {
+        if self.kept_back.is_none() {
             status.metadata_mut().insert(
                 "x-finial-error",
                 tonic::metadata::MetadataValue::from_static(self.code),
@@ -149,7 +155,7 @@ impl From<NotACaller> for Refusal {
             grpc: Code::PermissionDenied,
             message: error.to_string(),
             reason: Some(reason),
-            told: true,
+            kept_back: None,
         }
     }
 }
@@ -253,7 +259,7 @@ impl From<AttestError> for Refusal {
                 grpc: Code::PermissionDenied,
                 message: "failed to attest: agent is banned".into(),
                 reason: Some(Reason::AgentBanned),
-                told: true,
+                kept_back: None,
             },
             // The reason is in the record; a stranger with a stolen or forged token learns only that it was refused.
             AttestError::K8s(refused) if refused.blame() == Blame::Caller => {
@@ -264,7 +270,7 @@ impl From<AttestError> for Refusal {
                         Code::PermissionDenied,
                         "the service-account token was refused",
                     )
-                    .untold(),
+                    .keep_back(&error),
                 }
             }
             AttestError::K8s(_) if error.blame() == Blame::Dependency => {
@@ -278,7 +284,7 @@ impl From<AttestError> for Refusal {
                     Code::InvalidArgument,
                     "join token does not exist or has already been used",
                 )
-                .untold()
+                .keep_back(&error)
             }
             _ => Self::by_blame(&error, error.blame(), "the node could not be attested"),
         }

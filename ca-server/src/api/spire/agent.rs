@@ -344,7 +344,11 @@ impl wire::agent_server::Agent for Service {
             .begin(Action("node.attest"), call.who.actor.clone());
         record.origin(call.who.origin.clone());
         let outcome = self.attest(&mut asks, &mut record).await;
-        self.parts.metrics.attestation(&outcome);
+        let (attestor, result) = match &outcome {
+            Ok((_, node)) => (node.kind, "success"),
+            Err(refusal) => ("unknown", refusal.code),
+        };
+        self.parts.metrics.attestation(attestor, result);
         match outcome {
             Ok((svid, node)) => {
                 record.object(
@@ -367,7 +371,7 @@ impl wire::agent_server::Agent for Service {
                 Ok(Response::new(Box::pin(tokio_stream::once(Ok(answer)))))
             }
             Err(refusal) => {
-                record.decision(Decision::deny(refusal.message.clone()));
+                record.decision(Decision::deny(refusal.why()));
                 // The reason of a refused node must be there when somebody looks for it.
                 record
                     .finish(refusal.outcome(), Some(refusal.code))
@@ -409,7 +413,7 @@ impl wire::agent_server::Agent for Service {
                 }))
             }
             Err(refusal) => {
-                record.decision(Decision::deny(refusal.message.clone()));
+                record.decision(Decision::deny(refusal.why()));
                 record.finish_later(refusal.outcome(), Some(refusal.code));
                 Err(call.refuse(refusal))
             }

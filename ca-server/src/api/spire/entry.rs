@@ -57,7 +57,7 @@ impl Service {
                 record.finish(Outcome::Failure, Some("FNL1254")).await
             }
             Err(Created::Refused(refusal)) => {
-                record.decision(Decision::deny(refusal.message.clone()));
+                record.decision(Decision::deny(refusal.why()));
                 record.finish(refusal.outcome(), Some(refusal.code)).await
             }
         };
