@@ -243,6 +243,7 @@ pub async fn build(config: &CaServerConfig, given: Given) -> anyhow::Result<App>
         registry,
         issuer,
         stores,
+        audit: audit.clone(),
         fleet,
         metrics,
         clock,

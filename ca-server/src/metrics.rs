@@ -1,12 +1,13 @@
 //! All metric names of this server in one place. Labels come from fixed sets, never from a stranger's text.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use mesh_identity::X509Svid;
 use mesh_runtime::errors::Coded;
 use mesh_runtime::metrics::{Counter, Family, Gauge, Histogram, exponential_buckets};
 use tonic::Code;
 
+use crate::authority::{SlotState, SlotStatus};
 use crate::issuance::IssueError;
 
 type Labels<const N: usize> = [(&'static str, &'static str); N];
@@ -19,6 +20,7 @@ pub struct Metrics {
     issuance_denied: Family<Labels<2>, Counter>,
     issuance_duration: Histogram,
     attestations: Family<Labels<2>, Counter>,
+    authorities: Family<Vec<(&'static str, String)>, Gauge>,
     agents: Gauge,
     agents_connected: Gauge,
     entries: Gauge,
@@ -41,6 +43,7 @@ impl Metrics {
             issuance_denied: Family::default(),
             issuance_duration: Histogram::new(exponential_buckets(0.0001, 4.0, 8)),
             attestations: Family::default(),
+            authorities: Family::default(),
             agents: registry.gauge("ca_server_agents", "Agents that are known"),
             agents_connected: registry.gauge(
                 "ca_server_agents_connected",
@@ -75,6 +78,11 @@ impl Metrics {
             "ca_server_node_attestations",
             "Nodes that tried to prove themselves",
             metrics.attestations.clone(),
+        );
+        registry.register(
+            "ca_server_authority_expiration_timestamp_seconds",
+            "End of an authority of this server, seconds since 1970",
+            metrics.authorities.clone(),
         );
         registry.register(
             "ca_server_ratelimited",
@@ -143,6 +151,22 @@ impl Metrics {
             .inc();
     }
 
+    pub(crate) fn authorities(&self, slots: &[SlotStatus]) {
+        self.authorities.clear();
+        for slot in slots {
+            let labels = vec![
+                ("kind", "x509".to_owned()),
+                ("state", state(slot.state).to_owned()),
+                ("authority_id", slot.authority_id.clone()),
+            ];
+            let end = slot.not_after.duration_since(SystemTime::UNIX_EPOCH);
+            let end = end.map_or(0, |since| {
+                i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+            });
+            self.authorities.get_or_create(&labels).set(end);
+        }
+    }
+
     pub(crate) fn sizes(&self, entries: usize, agents: usize, connected: usize) {
         let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
         self.entries.set(number(entries));
@@ -154,6 +178,15 @@ impl Metrics {
 impl Default for Metrics {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+/// SPIRE's words for the states of an authority.
+pub(crate) fn state(state: SlotState) -> &'static str {
+    match state {
+        SlotState::Prepared => "prepared",
+        SlotState::Active => "active",
+        SlotState::Old => "old",
     }
 }
 

@@ -7,8 +7,9 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
-use mesh_runtime::accept::Permit;
+use mesh_runtime::accept::{HTTP2_OPENING, Patience, Permit};
 use mesh_runtime::drain::Held;
 use mesh_tls::{HandshakeError, ServerConfig, ServerStream};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
@@ -18,9 +19,12 @@ use tonic::transport::server::Connected;
 
 use super::caller::Connection;
 
+/// How long the HTTP/2 opening may take after the handshake; tonic itself would wait for ever.
+const OPENING: Duration = Duration::from_secs(5);
+
 /// A connection after its handshake.
 pub struct Io {
-    stream: Stream,
+    stream: Patience<Stream>,
     connection: Connection,
     _permit: Permit,
     _held: Held,
@@ -46,7 +50,7 @@ impl Io {
         let address: SocketAddr = stream.peer_addr().map_err(HandshakeError::Io)?;
         let (stream, peer) = mesh_tls::accept(&config, stream).await?;
         Ok(Self {
-            stream: Stream::Tls(Box::new(stream)),
+            stream: Patience::new(Stream::Tls(Box::new(stream)), HTTP2_OPENING, OPENING),
             connection: Connection::Tcp {
                 address,
                 peer: peer.map(Arc::new),
@@ -71,7 +75,7 @@ impl Io {
                 pid: Some(credentials.pid()).filter(|pid| *pid > 0),
                 socket,
             },
-            stream: Stream::Unix(stream),
+            stream: Patience::new(Stream::Unix(stream), HTTP2_OPENING, OPENING),
             _permit: permit,
             _held: held,
         })
@@ -92,10 +96,7 @@ impl AsyncRead for Io {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        match &mut self.stream {
-            Stream::Tls(stream) => Pin::new(stream.as_mut()).poll_read(context, buffer),
-            Stream::Unix(stream) => Pin::new(stream).poll_read(context, buffer),
-        }
+        Pin::new(&mut self.stream).poll_read(context, buffer)
     }
 }
 
@@ -105,9 +106,52 @@ impl AsyncWrite for Io {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        match &mut self.stream {
-            Stream::Tls(stream) => Pin::new(stream.as_mut()).poll_write(context, bytes),
-            Stream::Unix(stream) => Pin::new(stream).poll_write(context, bytes),
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match &mut *self {
+            Self::Tls(stream) => Pin::new(stream.as_mut()).poll_read(context, buffer),
+            Self::Unix(stream) => Pin::new(stream).poll_read(context, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match &mut *self {
+            Self::Tls(stream) => Pin::new(stream.as_mut()).poll_write(context, bytes),
+            Self::Unix(stream) => Pin::new(stream).poll_write(context, bytes),
         }
     }
 
@@ -116,30 +160,30 @@ impl AsyncWrite for Io {
         context: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match &mut self.stream {
-            Stream::Tls(stream) => Pin::new(stream.as_mut()).poll_write_vectored(context, slices),
-            Stream::Unix(stream) => Pin::new(stream).poll_write_vectored(context, slices),
+        match &mut *self {
+            Self::Tls(stream) => Pin::new(stream.as_mut()).poll_write_vectored(context, slices),
+            Self::Unix(stream) => Pin::new(stream).poll_write_vectored(context, slices),
         }
     }
 
     fn is_write_vectored(&self) -> bool {
-        match &self.stream {
-            Stream::Tls(stream) => stream.is_write_vectored(),
-            Stream::Unix(stream) => stream.is_write_vectored(),
+        match self {
+            Self::Tls(stream) => stream.is_write_vectored(),
+            Self::Unix(stream) => stream.is_write_vectored(),
         }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.stream {
-            Stream::Tls(stream) => Pin::new(stream.as_mut()).poll_flush(context),
-            Stream::Unix(stream) => Pin::new(stream).poll_flush(context),
+        match &mut *self {
+            Self::Tls(stream) => Pin::new(stream.as_mut()).poll_flush(context),
+            Self::Unix(stream) => Pin::new(stream).poll_flush(context),
         }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.stream {
-            Stream::Tls(stream) => Pin::new(stream.as_mut()).poll_shutdown(context),
-            Stream::Unix(stream) => Pin::new(stream).poll_shutdown(context),
+        match &mut *self {
+            Self::Tls(stream) => Pin::new(stream.as_mut()).poll_shutdown(context),
+            Self::Unix(stream) => Pin::new(stream).poll_shutdown(context),
         }
     }
 }

@@ -1006,3 +1006,36 @@ async fn the_servers_own_svid_is_that_of_the_server() {
     let stream = TcpStream::connect(&server.address).await.unwrap();
     assert!(mesh_tls::connect(&tls, stream).await.is_err());
 }
+
+#[tokio::test]
+async fn an_authority_is_in_the_bundle_before_it_signs_and_each_transition_is_on_record() {
+    let server = Server::with(|config| {
+        config.lifetimes.x509_authority = mesh_runtime::config::HumanDuration::from_secs(120);
+        config.lifetimes.x509_svid = mesh_runtime::config::HumanDuration::from_secs(20);
+        config.lifetimes.agent_svid = mesh_runtime::config::HumanDuration::from_secs(20);
+    })
+    .await;
+    let recorded = async |action: &str| {
+        for _ in 0..200 {
+            if !server.audit.of(action).is_empty() {
+                return true;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        false
+    };
+    let first = server.admin.bundle().await.unwrap();
+    assert_eq!(first.x509_authorities().len(), 1);
+    server.clock.advance(Duration::from_secs(80));
+    assert!(recorded("authority.prepare").await);
+    assert!(
+        server.audit.of("authority.activate").is_empty(),
+        "it does not sign yet"
+    );
+    let both = server.admin.bundle().await.unwrap();
+    assert_eq!(both.x509_authorities().len(), 2);
+    assert!(both.sequence() > first.sequence());
+    server.clock.advance(Duration::from_secs(25));
+    assert!(recorded("authority.activate").await);
+    assert!(recorded("authority.supersede").await);
+}

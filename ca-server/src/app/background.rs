@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_identity::SpiffeId;
+use mesh_runtime::audit::{Action, Actor, AuditLog, Object, Outcome};
 use mesh_runtime::clock::Clock;
 use mesh_runtime::errors::{Coded, ErrorChain};
 use mesh_runtime::readiness::ReadyPart;
@@ -11,10 +12,10 @@ use mesh_runtime::tasks::{Stop, Tasks};
 use mesh_tls::IdentityCell;
 
 use super::identity;
-use crate::authority::{self, Authority};
+use crate::authority::{self, Authority, SlotState, SlotStatus};
 use crate::fleet::Fleet;
 use crate::issuance::Issuer;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, state};
 use crate::registry::Registry;
 use crate::store::{StoreError, StoreHealth, Stores};
 
@@ -32,6 +33,7 @@ pub(super) struct Background {
     pub(super) registry: Arc<Registry>,
     pub(super) issuer: Arc<Issuer>,
     pub(super) stores: Stores,
+    pub(super) audit: AuditLog,
     pub(super) fleet: Fleet,
     pub(super) metrics: Metrics,
     pub(super) clock: Clock,
@@ -45,6 +47,11 @@ impl Background {
     pub(super) fn start(self, tasks: &Tasks) {
         let (authority, clock) = (self.authority.clone(), self.clock.clone());
         tasks.spawn("ca-rotation", |stop| authority::run(authority, clock, stop));
+        let (authority, audit, metrics) =
+            (self.authority.clone(), self.audit, self.metrics.clone());
+        tasks.spawn("authority-watch", |stop| {
+            watch_authority(authority, audit, metrics, stop)
+        });
         let (cell, issuer, authority) = (self.identity, self.issuer, self.authority);
         let (id, clock, ready) = (self.own_id, self.clock.clone(), self.identity_ready);
         tasks.spawn("own-svid", |stop| async move {
@@ -97,6 +104,60 @@ async fn throw_away(stores: &Stores, clock: &Clock) -> Result<(), StoreError> {
         stores.issued.prune(before).await?;
     }
     Ok(())
+}
+
+/// Each transition of an authority is on record and in the metrics. The states at start are transitions of an earlier life.
+async fn watch_authority(
+    authority: Arc<Authority>,
+    audit: AuditLog,
+    metrics: Metrics,
+    stop: Stop,
+) -> Result<(), StoreError> {
+    let mut status = authority.status();
+    let mut before = status.borrow_and_update().clone();
+    metrics.authorities(&before);
+    while let Some(Ok(())) = stop.unless_stopped(status.changed()).await {
+        let now = status.borrow_and_update().clone();
+        metrics.authorities(&now);
+        for (action, slot) in transitions(&before, &now) {
+            let mut record = audit.begin(action, Actor::system("ca-server"));
+            record.object(
+                Object::new("authority")
+                    .name(&slot.authority_id)
+                    .after(state(slot.state)),
+            );
+            if let Err(error) = record.finish(Outcome::Success, None).await {
+                tracing::error!(code = error.code(), error = %ErrorChain(&error), "an authority's transition could not be recorded");
+            }
+        }
+        before = now;
+    }
+    Ok(())
+}
+
+fn transitions<'a>(
+    before: &'a [SlotStatus],
+    now: &'a [SlotStatus],
+) -> Vec<(Action, &'a SlotStatus)> {
+    let find =
+        |slots: &'a [SlotStatus], id: &str| slots.iter().find(move |slot| slot.authority_id == id);
+    let changed = now.iter().filter(|slot| {
+        find(before, &slot.authority_id).is_none_or(|earlier| earlier.state != slot.state)
+    });
+    let gone = before
+        .iter()
+        .filter(|slot| find(now, &slot.authority_id).is_none());
+    changed
+        .map(|slot| {
+            let action = match slot.state {
+                SlotState::Prepared => "authority.prepare",
+                SlotState::Active => "authority.activate",
+                SlotState::Old => "authority.supersede",
+            };
+            (Action(action), slot)
+        })
+        .chain(gone.map(|slot| (Action("authority.retire"), slot)))
+        .collect()
 }
 
 async fn watch_store(
