@@ -10,7 +10,8 @@ use std::time::{Duration, SystemTime};
 use mesh_identity::SpiffeId;
 
 use mesh_runtime::clock::Clock;
-use mesh_tls::{IdentityCell, Peer};
+use mesh_tls::{IdentityCell, Peer, TlsIdentity};
+use tokio::sync::watch;
 
 /// Why a connection was ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -134,27 +135,41 @@ pub(crate) fn proven(
     newer.map_or(life.end, |newer| newer.max(life.end))
 }
 
-/// Ends when the peer's certificate no longer leads to a root that we hold.
-pub(crate) async fn trust_withdrawn(cell: &IdentityCell, peer: &Peer, clock: &Clock) {
-    let mut changes = cell.subscribe();
-    let mut seen = std::sync::Arc::clone(&changes.borrow_and_update());
-    loop {
-        if changes.changed().await.is_err() {
-            return std::future::pending().await; // the cell is gone, and the program with it
-        }
-        let newest = std::sync::Arc::clone(&changes.borrow_and_update());
-        // The usual rotation brings the same roots with a new leaf, and nothing has to be verified again.
-        let unchanged = same_roots(&seen, &newest, peer);
-        seen = newest;
-        // A stream may outlive the certificate (see `expired`), but not the root that it leads to.
-        let then = clock.now().min(peer.not_after - Duration::from_secs(1));
-        if !unchanged && peer.verify_again(seen.bundles(), then).is_err() {
-            return;
+/// The roots by which the peer of one connection is judged, from before its handshake on: no change is missed in between.
+#[derive(Debug)]
+pub(crate) struct Trust {
+    seen: Arc<TlsIdentity>,
+    changes: watch::Receiver<Arc<TlsIdentity>>,
+}
+
+impl Trust {
+    /// To be taken before the handshake.
+    pub(crate) fn watch(cell: &IdentityCell) -> Self {
+        let mut changes = cell.subscribe();
+        let seen = Arc::clone(&changes.borrow_and_update());
+        Self { seen, changes }
+    }
+
+    /// Ends when the peer's certificate no longer leads to a root that we hold.
+    pub(crate) async fn withdrawn(mut self, peer: &Peer, clock: &Clock) {
+        loop {
+            if self.changes.changed().await.is_err() {
+                return std::future::pending().await; // the cell is gone, and the program with it
+            }
+            let newest = Arc::clone(&self.changes.borrow_and_update());
+            // The usual rotation brings the same roots with a new leaf, and nothing has to be verified again.
+            let unchanged = same_roots(&self.seen, &newest, peer);
+            self.seen = newest;
+            // A stream may outlive the certificate (see `expired`), but not the root that it leads to.
+            let then = clock.now().min(peer.not_after - Duration::from_secs(1));
+            if !unchanged && peer.verify_again(self.seen.bundles(), then).is_err() {
+                return;
+            }
         }
     }
 }
 
-fn same_roots(before: &mesh_tls::TlsIdentity, after: &mesh_tls::TlsIdentity, peer: &Peer) -> bool {
+fn same_roots(before: &TlsIdentity, after: &TlsIdentity, peer: &Peer) -> bool {
     let domain = peer.id.trust_domain();
     match (before.bundles().get(domain), after.bundles().get(domain)) {
         (Some(a), Some(b)) => {
@@ -165,7 +180,7 @@ fn same_roots(before: &mesh_tls::TlsIdentity, after: &mesh_tls::TlsIdentity, pee
                     .map(|root| root.der().to_vec())
                     .collect::<Vec<_>>()
             };
-            std::sync::Arc::ptr_eq(a, b) || roots(a) == roots(b)
+            Arc::ptr_eq(a, b) || roots(a) == roots(b)
         }
         _ => false,
     }

@@ -1,6 +1,6 @@
 //! The identity of this proxy: frames of the SPIFFE Workload API, each taken whole or refused, published as a `TlsIdentity`.
 //! Trusts the socket's owner for what the identity is; checks every frame as a peer would.
-//! Never shows half a frame, and never gives up the last good identity before it expires by itself.
+//! Never shows half a frame, and never gives up the last good certificate before it expires by itself; trust that is withdrawn goes at once.
 
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
@@ -93,6 +93,9 @@ pub enum FrameError {
         #[source]
         cause: BundleError,
     },
+    /// It has no root of its own trust domain, which the Workload API demands: a mistake, not a withdrawal.
+    #[error("its bundle of {0} holds no root")]
+    NoRoot(TrustDomain),
     /// A bundle is not named by a trust domain.
     #[error("a bundle is named `{0}`, which is no trust domain")]
     Domain(String),
@@ -193,38 +196,26 @@ impl Source {
     }
 
     fn take(&self, frame: X509svidResponse) -> Result<TlsIdentity, FrameError> {
-        // The first one is the default identity (SPIFFE Workload API 5.1).
-        let first = frame.svids.into_iter().next().ok_or(FrameError::Empty)?;
-        let X509svid {
-            spiffe_id,
-            x509_svid,
-            x509_svid_key,
-            bundle,
-            ..
-        } = first;
-        let key = PrivateKey::from_pkcs8(x509_svid_key).map_err(FrameError::Key)?;
-        let svid = X509Svid::from_der_concat(&x509_svid).map_err(FrameError::Svid)?;
-        if svid.id().as_str() != spiffe_id {
-            return Err(FrameError::OtherId {
-                said: spiffe_id.escape_debug().take(256).collect(),
-                proven: svid.id().clone(),
-            });
-        }
-        let mut bundles = BundleSet::new();
-        bundles.insert(read_bundle(svid.id().trust_domain().clone(), &bundle)?);
-        for (name, roots) in &frame.federated_bundles {
-            let unnamed = || FrameError::Domain(name.escape_debug().take(256).collect());
-            let domain = name
-                .strip_prefix("spiffe://")
-                .unwrap_or(name)
-                .trim_end_matches('/');
-            let domain: TrustDomain = domain.parse().map_err(|_| unnamed())?;
-            if domain == *svid.id().trust_domain() {
-                continue; // our own roots come in `bundle`
+        let (svid, key, bundles) = read_frame(frame)?;
+        let domain = svid.id().trust_domain().clone();
+        TlsIdentity::new(svid, key, bundles.clone(), self.clock.now()).map_err(|cause| {
+            if matches!(cause, TlsIdentityError::NotAccepted(_)) {
+                self.trust_only(&domain, bundles);
             }
-            bundles.insert(read_bundle(domain, roots)?);
+            FrameError::Unusable(cause)
+        })
+    }
+
+    /// The roots of a frame whose certificate they do not accept: an authority was withdrawn before our new certificate came.
+    /// Peers are judged by them at once (decision 0202); the certificate that we show stays.
+    fn trust_only(&self, domain: &TrustDomain, bundles: BundleSet) {
+        let cell = self.publish.borrow().clone();
+        if let Some(cell) = cell.filter(|cell| cell.current().id().trust_domain() == domain) {
+            cell.replace_bundles(bundles);
+            tracing::warn!(
+                "the trust bundles are replaced; the certificate in use stays, though they do not accept it"
+            );
         }
-        TlsIdentity::new(svid, key, bundles, self.clock.now()).map_err(FrameError::Unusable)
     }
 
     fn put(&self, identity: TlsIdentity, ready: &mut Option<Part>) {
@@ -246,6 +237,45 @@ impl Source {
         }
         tracing::info!(%id, %serial, expires_in_s = left.as_secs(), "identity");
     }
+}
+
+fn read_frame(frame: X509svidResponse) -> Result<(X509Svid, PrivateKey, BundleSet), FrameError> {
+    // The first one is the default identity (SPIFFE Workload API 5.1).
+    let first = frame.svids.into_iter().next().ok_or(FrameError::Empty)?;
+    let X509svid {
+        spiffe_id,
+        x509_svid,
+        x509_svid_key,
+        bundle,
+        ..
+    } = first;
+    let key = PrivateKey::from_pkcs8(x509_svid_key).map_err(FrameError::Key)?;
+    let svid = X509Svid::from_der_concat(&x509_svid).map_err(FrameError::Svid)?;
+    if svid.id().as_str() != spiffe_id {
+        return Err(FrameError::OtherId {
+            said: spiffe_id.escape_debug().take(256).collect(),
+            proven: svid.id().clone(),
+        });
+    }
+    let own = read_bundle(svid.id().trust_domain().clone(), &bundle)?;
+    if own.x509_authorities().is_empty() {
+        return Err(FrameError::NoRoot(own.trust_domain().clone()));
+    }
+    let mut bundles = BundleSet::new();
+    bundles.insert(own);
+    for (name, roots) in &frame.federated_bundles {
+        let unnamed = || FrameError::Domain(name.escape_debug().take(256).collect());
+        let domain = name
+            .strip_prefix("spiffe://")
+            .unwrap_or(name)
+            .trim_end_matches('/');
+        let domain: TrustDomain = domain.parse().map_err(|_| unnamed())?;
+        if domain == *svid.id().trust_domain() {
+            continue; // our own roots come in `bundle`
+        }
+        bundles.insert(read_bundle(domain, roots)?);
+    }
+    Ok((svid, key, bundles))
 }
 
 fn read_bundle(domain: TrustDomain, roots: &[u8]) -> Result<Bundle, FrameError> {

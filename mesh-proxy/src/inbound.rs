@@ -23,7 +23,7 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use crate::config::{Limits, Protocol};
-use crate::connections::{self, Cut, Life, Proofs};
+use crate::connections::{self, Cut, Life, Proofs, Trust};
 use crate::decide::{self, Decided, Permit, reason_label};
 use crate::http::exchange::{Side, TlsFacts};
 use crate::http::pool::Pool;
@@ -79,6 +79,7 @@ impl InboundDoor {
         let Ok(address) = stream.peer_addr() else {
             return;
         };
+        let trust = Trust::watch(&self.cell);
         let Some((stream, peer)) = self.handshake(stream, address).await else {
             return;
         };
@@ -91,8 +92,8 @@ impl InboundDoor {
         );
         self.proofs.note(&peer.id, peer.not_after, self.clock.now());
         match self.protocol {
-            Protocol::Http => self.http(stream, peer, address, life, held).await,
-            Protocol::Tcp => self.tcp(stream, peer, address, life, held).await,
+            Protocol::Http => self.http(stream, peer, address, (life, trust), held).await,
+            Protocol::Tcp => self.tcp(stream, peer, address, (life, trust), held).await,
         }
         drop(slot);
     }
@@ -155,7 +156,7 @@ impl InboundDoor {
         stream: ServerStream<TcpStream>,
         peer: Peer,
         address: SocketAddr,
-        life: Life,
+        (life, trust): (Life, Trust),
         held: Held,
     ) {
         let own = self.cell.current();
@@ -180,7 +181,7 @@ impl InboundDoor {
             Some(b"h2") => Versions::Http2,
             _ => Versions::Http1,
         };
-        let signals = self.signals(life, &peer, held);
+        let signals = self.signals((life, trust), &peer, held);
         let pool = Arc::clone(&self.pool);
         let shared = Arc::clone(&side);
         let cut = http::serve(
@@ -204,7 +205,7 @@ impl InboundDoor {
         stream: ServerStream<TcpStream>,
         peer: Peer,
         address: SocketAddr,
-        life: Life,
+        (life, trust): (Life, Trust),
         held: Held,
     ) {
         let began = (self.clock.now(), self.clock.monotonic());
@@ -273,7 +274,7 @@ impl InboundDoor {
         let end = async {
             tokio::select! {
                 () = self.clock.sleep_until(life.end) => Cut::Expired,
-                () = connections::trust_withdrawn(&self.cell, &peer, &self.clock) => Cut::Trust,
+                () = trust.withdrawn(&peer, &self.clock) => Cut::Trust,
                 () = denied_later(&self.policies, &mut changes, &peer, port) => Cut::Policy,
                 () = held.forced() => Cut::Drain,
             }
@@ -315,7 +316,7 @@ impl InboundDoor {
     /// What an HTTP connection is told during its life.
     fn signals(
         &self,
-        life: Life,
+        (life, trust): (Life, Trust),
         peer: &Peer,
         held: Held,
     ) -> FuturesUnordered<BoxFuture<'static, Signal>> {
@@ -339,7 +340,7 @@ impl InboundDoor {
         let cut = async move {
             let cut = tokio::select! {
                 () = connections::expired(life, &peer.id, &proofs, &cell, &clock) => Cut::Expired,
-                () = connections::trust_withdrawn(&cell, &peer, &clock) => Cut::Trust,
+                () = trust.withdrawn(&peer, &clock) => Cut::Trust,
                 () = held.forced() => Cut::Drain,
             };
             Signal::Cut(cut)

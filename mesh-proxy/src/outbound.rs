@@ -18,7 +18,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::config::{Limits, Outbound, Protocol};
-use crate::connections::{self, Cut, Life};
+use crate::connections::{Cut, Life, Trust};
 use crate::http::exchange::Side;
 use crate::http::pool::Pool;
 use crate::http::{self, Signal, Versions, request};
@@ -101,6 +101,7 @@ impl OutboundDoor {
     async fn tcp(&self, stream: TcpStream, held: Held) {
         let began = (self.clock.now(), self.clock.monotonic());
         let limit = self.limits.connect.get();
+        let trust = Trust::watch(&self.cell);
         let (upstream, peer) = match timeout(limit, self.connect()).await {
             Ok(Ok(connected)) => connected,
             Ok(Err(failed)) => {
@@ -125,7 +126,7 @@ impl OutboundDoor {
         let end = async {
             tokio::select! {
                 () = self.clock.sleep_until(life.end) => Cut::Expired,
-                () = connections::trust_withdrawn(&self.cell, &peer, &self.clock) => Cut::Trust,
+                () = trust.withdrawn(&peer, &self.clock) => Cut::Trust,
                 () = held.forced() => Cut::Drain,
             }
         };

@@ -17,7 +17,7 @@ use hyper::rt::{Executor, Read, Write};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use mesh_identity::SpiffeId;
 use mesh_runtime::clock::Clock;
-use mesh_tls::{AlertSlot, ClientConfig, HandshakeError, IdentityCell, PeerAlert};
+use mesh_tls::{AlertSlot, ClientConfig, HandshakeError, IdentityCell, Peer, PeerAlert};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
@@ -27,7 +27,7 @@ use super::body::RequestBody;
 use super::exchange::Host;
 use super::{CONNECTION_WINDOW, PING_EVERY, PING_TIMEOUT, STREAM_WINDOW};
 use crate::config::{ApplicationProtocol, Limits};
-use crate::connections::{self, Life, Proofs};
+use crate::connections::{self, Cut, Life, Proofs, Trust};
 use crate::metrics::ProxyMetrics;
 
 /// HTTP/1.1 connections that wait for their next request.
@@ -376,6 +376,7 @@ impl Pool {
         match &self.target {
             Target::Application { .. } => self.start(TokioIo::new(stream), share, None, None).await,
             Target::Peer { config, cell, .. } => {
+                let trust = Trust::watch(cell);
                 let own = cell.current().not_after();
                 let (stream, peer) = match mesh_tls::connect(config, stream).await {
                     Ok(done) => done,
@@ -387,12 +388,13 @@ impl Pool {
                 self.metrics.handshake("client", "ok", Some(&peer.session));
                 let now = self.clock.now();
                 self.proofs.note(&peer.id, peer.not_after.min(own), now);
+                let share = peer.session.alpn.as_deref() != Some(b"http/1.1");
                 let proof = Proof {
                     life: Life::new(now, peer.not_after, own, RETIRE_EARLY),
-                    peer: peer.id.clone(),
+                    peer: Box::new(peer),
                     cell: cell.clone(),
+                    trust,
                 };
-                let share = peer.session.alpn.as_deref() != Some(b"http/1.1");
                 let alert = stream.alert();
                 self.start(TokioIo::new(stream), share, Some(proof), Some(alert))
                     .await
@@ -456,7 +458,7 @@ impl Pool {
     }
 
     /// Runs a connection. When it retires it leaves the pool, and what still runs on it may go on while both sides prove themselves
-    /// again on a new one; then, or with its certificates, it is dropped.
+    /// again on a new one; then, or with its certificates, it is dropped. Without trust in its peer it is dropped at once.
     fn drive<D>(self: &Arc<Self>, driver: D, proof: Option<Proof>, task: Option<ConnectionTask>)
     where
         D: Future<Output = hyper::Result<()>> + Send + 'static,
@@ -466,12 +468,26 @@ impl Pool {
             let mut driver = pin!(driver);
             let ended = match proof {
                 None => driver.await,
-                Some(Proof { life, peer, cell }) => {
-                    tokio::select! {
+                Some(Proof {
+                    life,
+                    peer,
+                    cell,
+                    trust,
+                }) => {
+                    let cut = tokio::select! {
                         biased;
-                        ended = driver.as_mut() => ended,
-                        () = pool.outlives(life, &peer, &cell) => {
-                            tracing::debug!("upstream connection ended with its certificate");
+                        ended = driver.as_mut() => Err(ended),
+                        () = pool.outlives(life, &peer.id, &cell) => Ok(Cut::Expired),
+                        () = trust.withdrawn(&peer, &pool.clock) => Ok(Cut::Trust),
+                    };
+                    match cut {
+                        Err(ended) => ended,
+                        Ok(cut) => {
+                            // Retiring with its certificate is the usual end; trust that is gone is an event.
+                            if cut == Cut::Trust {
+                                pool.metrics.cut(cut.code());
+                            }
+                            tracing::debug!(code = cut.code(), peer = %peer.id, "{cut}");
                             if let Some(task) = task {
                                 task.abort();
                             }
@@ -602,8 +618,9 @@ where
 /// Whom a connection was made with, and how long that counts.
 struct Proof {
     life: Life,
-    peer: SpiffeId,
+    peer: Box<Peer>,
     cell: IdentityCell,
+    trust: Trust,
 }
 
 fn retired(life: Option<Life>, now: SystemTime) -> bool {

@@ -127,11 +127,9 @@ async fn a_bad_frame_is_refused_whole_and_the_identity_in_use_stays() {
     wrong_name.svids[0].spiffe_id = format!("spiffe://{DOMAIN}/admin");
     let mut no_bundle = pair.world.frame("shop", Duration::from_secs(600));
     no_bundle.svids[0].bundle.clear();
-    let mut foreign = pair.world.frame("shop", Duration::from_secs(600));
-    foreign.svids[0].bundle = World::new().root.bundle(DOMAIN).to_der_concat();
     let mut nothing = pair.world.frame("shop", Duration::from_secs(600));
     nothing.svids.clear();
-    for (i, frame) in [wrong_key, wrong_name, no_bundle, foreign, nothing]
+    for (i, frame) in [wrong_key, wrong_name, no_bundle, nothing]
         .into_iter()
         .enumerate()
     {
@@ -154,6 +152,49 @@ async fn a_bad_frame_is_refused_whole_and_the_identity_in_use_stays() {
         );
         assert!(pair.get("/a").await.starts_with("HTTP/1.1 200"));
     }
+}
+
+/// The frame's own certificate does not verify with its bundle, so it is refused; its roots are what the authority trusts now.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_withdrawn_root_is_no_longer_trusted_though_the_frame_that_withdrew_it_is_refused() {
+    let pair = Pair::start(&allow(SHOP_ANYTHING)).await;
+    assert!(pair.get("/a").await.starts_with("HTTP/1.1 200"));
+    let mut withdrawn = pair.world.frame("shop", Duration::from_secs(600));
+    withdrawn.svids[0].bundle = World::new().root.bundle(DOMAIN).to_der_concat();
+    pair.shop_agent.push(withdrawn);
+    let mut answer = String::new();
+    for _ in 0..100 {
+        answer = pair.get("/a").await;
+        if answer.starts_with("HTTP/1.1 502") {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(answer.starts_with("HTTP/1.1 502"), "{answer}");
+    // What was withdrawn bites first; the frame is counted as refused after that.
+    let mut page = String::new();
+    for _ in 0..100 {
+        page = pair.shop.page("/metrics").await.1;
+        if page.contains("mesh_proxy_identity_failures_total{code=\"FNL3040\"} 1") {
+            break;
+        }
+    }
+    for line in [
+        "mesh_proxy_identity_failures_total{code=\"FNL3040\"} 1",
+        "code=\"FNL3032\"} 1",
+    ] {
+        assert!(page.contains(line), "{line}\n{page}");
+    }
+    pair.shop_agent
+        .push(pair.world.frame("shop", Duration::from_secs(600)));
+    for _ in 0..100 {
+        answer = pair.get("/a").await;
+        if answer.starts_with("HTTP/1.1 200") {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("a good frame does not mend it: {answer}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
