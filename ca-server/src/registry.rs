@@ -18,9 +18,9 @@ use tokio::sync::watch;
 use self::index::Index;
 use crate::store::{ChangeSet, Changes, Node, StoreError, StoredBundle};
 
-pub use self::entries::{CreateError, CreateRefused, EntryBook};
+pub use self::entries::{CreateError, CreateRefused, EntryBook, UpdateRefused};
 pub use self::query::{
-    AgentFilter, EntryFilter, Match, Page, PageError, Paged, agents_page, entries_page,
+    AgentFilter, EntryFilter, Match, Page, PageError, Paged, ROOM, agents_page, cut, entries_page,
 };
 
 /// The entries, agents and bundles of now, indexed for the questions that agents ask. Share it by `Arc`.

@@ -102,7 +102,7 @@ pub const TABLE: &[Row] = &[
     row("/spire.api.server.entry.v1.Entry/ListEntries", ADMIN, "entry.list", Audit::Call, Limit::None),
     row("/spire.api.server.entry.v1.Entry/GetEntry", ADMIN, "entry.read", Audit::Call, Limit::None),
     row("/spire.api.server.entry.v1.Entry/BatchCreateEntry", ADMIN, "entry.create", Audit::Each, Limit::None),
-    not_served("/spire.api.server.entry.v1.Entry/BatchUpdateEntry"),
+    row("/spire.api.server.entry.v1.Entry/BatchUpdateEntry", ADMIN, "entry.update", Audit::Each, Limit::None),
     row("/spire.api.server.entry.v1.Entry/BatchDeleteEntry", ADMIN, "entry.delete", Audit::Each, Limit::None),
     row("/spire.api.server.entry.v1.Entry/GetAuthorizedEntries", AGENT, "entry.sync", Audit::Refusals, Limit::None),
     row("/spire.api.server.entry.v1.Entry/SyncAuthorizedEntries", AGENT, "entry.sync", Audit::Refusals, Limit::None),

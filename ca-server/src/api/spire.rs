@@ -98,9 +98,9 @@ fn selector_match(
     wire: Option<&proto::spire::api::types::SelectorMatch>,
 ) -> Result<Option<(BTreeSet<Selector>, Match)>, Refusal> {
     let Some(wire) = wire else { return Ok(None) };
-    let selectors = selectors_from_wire("by_selectors.selectors", &wire.selectors)?;
+    let selectors = selectors_from_wire("selectors", &wire.selectors)?;
     if selectors.is_empty() {
-        return Err(bad_filter("by_selectors: an empty selector set"));
+        return Err(bad_filter("empty selector set"));
     }
     let how = match wire.r#match() {
         MatchBehavior::MatchExact => Match::Exact,
@@ -109,7 +109,7 @@ fn selector_match(
         MatchBehavior::MatchAny => Match::Any,
     };
     if MatchBehavior::try_from(wire.r#match).is_err() {
-        return Err(bad_filter("by_selectors.match is not one of the four"));
+        return Err(bad_filter("match is not one of the four"));
     }
     Ok(Some((selectors, how)))
 }

@@ -52,6 +52,22 @@ impl Refusal {
         }
     }
 
+    /// The same, said of a larger thing.
+    pub(super) fn within(self, what: &str) -> Self {
+        Self {
+            message: format!("{what}: {}", self.message),
+            ..self
+        }
+    }
+
+    /// The same in other words.
+    pub(super) fn saying(self, message: &str) -> Self {
+        Self {
+            message: message.to_owned(),
+            ..self
+        }
+    }
+
     /// Why, for the record.
     pub fn why(&self) -> &str {
         self.kept_back.as_deref().unwrap_or(&self.message)

@@ -38,6 +38,9 @@ use crate::app::{self, Given};
 use crate::config::CaServerConfig;
 use crate::store::Stores;
 
+mod agents;
+mod entries;
+
 struct Server {
     address: String,
     admin: AdminClient,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use mesh_identity::{Entry, EntryError, EntryId, TrustDomain};
 use mesh_runtime::errors::{Blame, Coded};
 
-use crate::store::{Bundles, CreatedEntry, Entries, StoreError};
+use crate::store::{Bundles, CreatedEntry, Entries, StoreError, UpdatedEntry};
 
 /// The stored entries, behind their rules.
 #[derive(Clone)]
@@ -22,6 +22,19 @@ pub enum CreateRefused {
     /// The same entry is there already: this one.
     AlreadyExists(Arc<Entry>),
     /// It may not be stored.
+    Error(CreateError),
+}
+
+/// How an update ended without a change.
+#[derive(Debug)]
+pub enum UpdateRefused<E> {
+    /// There is no such entry.
+    NotFound,
+    /// It would become the same as this one.
+    AlreadyExists(Arc<Entry>),
+    /// The change itself was refused.
+    Change(E),
+    /// What came out may not be stored.
     Error(CreateError),
 }
 
@@ -45,6 +58,35 @@ impl EntryBook {
                 Err(CreateRefused::Error(CreateError::IdTaken(entry.id.clone())))
             }
             Err(error) => Err(CreateRefused::Error(error.into())),
+        }
+    }
+
+    /// Reads an entry, changes it, checks and stores it; begins again if somebody else changed it in between.
+    pub async fn update<E>(
+        &self,
+        id: &EntryId,
+        change: impl Fn(&Entry) -> Result<Entry, E>,
+    ) -> Result<Arc<Entry>, UpdateRefused<E>> {
+        let failed = |error: CreateError| UpdateRefused::Error(error);
+        let mut old = self
+            .entries
+            .get(id)
+            .await
+            .map_err(|error| failed(error.into()))?
+            .ok_or(UpdateRefused::NotFound)?;
+        loop {
+            let new = change(&old).map_err(UpdateRefused::Change)?;
+            self.check(&new).await.map_err(failed)?;
+            match self.entries.update(new).await {
+                Ok(UpdatedEntry::Done(entry)) => return Ok(entry),
+                Ok(UpdatedEntry::NotFound) => return Err(UpdateRefused::NotFound),
+                Ok(UpdatedEntry::AlreadyExists(other)) => {
+                    return Err(UpdateRefused::AlreadyExists(other));
+                }
+                // Whoever was faster has made progress, so this ends.
+                Ok(UpdatedEntry::Changed(now)) => old = now,
+                Err(error) => return Err(failed(error.into())),
+            }
         }
     }
 

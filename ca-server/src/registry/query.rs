@@ -5,6 +5,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use mesh_identity::{Entry, Selector, SpiffeId, TrustDomain};
 use mesh_runtime::errors::Coded;
 
@@ -112,19 +114,29 @@ pub struct Page {
     after: Option<String>,
 }
 
+/// How many bytes of objects go into one message. SPIRE's clients read no message above 4 MiB.
+pub const ROOM: usize = 3 * 1024 * 1024;
+
 /// The longest token that is read: that of the longest SPIFFE ID.
-const LONGEST_TOKEN: usize = 2048;
+const LONGEST_TOKEN: usize = 2048 * 4 / 3 + 1;
 
 impl Page {
     /// As the wire says it: size 0 means everything, the token is the one of the page before.
-    pub fn new(size: i32, token: String) -> Result<Self, PageError> {
+    pub fn new(size: i32, token: &str) -> Result<Self, PageError> {
         let size = usize::try_from(size).map_err(|_| PageError::Size(size))?;
+        if token.is_empty() {
+            return Ok(Self { size, after: None });
+        }
         if token.len() > LONGEST_TOKEN {
             return Err(PageError::Token);
         }
+        let after = URL_SAFE_NO_PAD
+            .decode(token)
+            .map_err(|_| PageError::Token)?;
+        let after = String::from_utf8(after).map_err(|_| PageError::Token)?;
         Ok(Self {
             size,
-            after: (!token.is_empty()).then_some(token),
+            after: Some(after),
         })
     }
 }
@@ -138,37 +150,56 @@ pub struct Paged<T> {
     pub next: String,
 }
 
-/// A page of entries.
-pub fn entries_page(all: Vec<Arc<Entry>>, filter: &EntryFilter, page: &Page) -> Paged<Arc<Entry>> {
+/// A page of entries; `make` says how each looks outside, and how many bytes that has.
+pub fn entries_page<W>(
+    all: Vec<Arc<Entry>>,
+    filter: &EntryFilter,
+    page: &Page,
+    make: impl Fn(&Entry) -> (W, usize),
+) -> Paged<W> {
     let wanted = all.into_iter().filter(|entry| filter.wants(entry));
-    cut(wanted, page, |entry| entry.id.as_str())
+    cut(wanted, page, |entry| entry.id.as_str(), make)
 }
 
-/// A page of agents.
-pub fn agents_page(all: Vec<Arc<Node>>, filter: &AgentFilter, page: &Page) -> Paged<Arc<Node>> {
+/// A page of agents; `make` says how each looks outside, and how many bytes that has.
+pub fn agents_page<W>(
+    all: Vec<Arc<Node>>,
+    filter: &AgentFilter,
+    page: &Page,
+    make: impl Fn(&Node) -> (W, usize),
+) -> Paged<W> {
     let wanted = all.into_iter().filter(|node| filter.wants(node));
-    cut(wanted, page, |node| node.id.as_str())
+    cut(wanted, page, |node| node.id.as_str(), make)
 }
 
-/// The token is the key of the last object of the page before, so a page is right whatever came or went in between.
-fn cut<T>(
-    wanted: impl Iterator<Item = Arc<T>>,
+/// A page of a list that is in the order of `key`. It ends when it has as many objects as were asked for, or no room for the
+/// next. The token is the key of the last object of the page before, so a page is right whatever came or went in between.
+pub fn cut<T, W>(
+    all: impl Iterator<Item = Arc<T>>,
     page: &Page,
     key: impl Fn(&T) -> &str,
-) -> Paged<Arc<T>> {
-    let mut rest =
-        wanted.filter(|item| page.after.as_deref().is_none_or(|after| key(item) > after));
-    if page.size == 0 {
-        return Paged {
-            items: rest.collect(),
-            next: String::new(),
-        };
+    make: impl Fn(&T) -> (W, usize),
+) -> Paged<W> {
+    let rest = all.filter(|item| page.after.as_deref().is_none_or(|after| key(item) > after));
+    let (mut items, mut room, mut last) = (Vec::new(), ROOM, None::<Arc<T>>);
+    for item in rest {
+        let full = page.size != 0 && items.len() >= page.size;
+        let made = (!full).then(|| make(&item));
+        match (made, &last) {
+            // The first goes out whatever its size, or the list would never end.
+            (Some((made, size)), before) if size <= room || before.is_none() => {
+                room = room.saturating_sub(size);
+                items.push(made);
+                last = Some(item);
+            }
+            (_, Some(last)) => {
+                let next = URL_SAFE_NO_PAD.encode(key(last));
+                return Paged { items, next };
+            }
+            (_, None) => break,
+        }
     }
-    let items: Vec<Arc<T>> = rest.by_ref().take(page.size).collect();
-    let next = match (rest.next(), items.last()) {
-        (Some(_), Some(last)) => key(last).to_owned(),
-        _ => String::new(),
-    };
+    let next = String::new();
     Paged { items, next }
 }
 

@@ -263,13 +263,36 @@ mod query {
             .collect()
     }
 
+    fn named(entry: &Entry) -> (String, usize) {
+        (entry.id.to_string(), 1)
+    }
+
+    #[test]
+    fn t_30_a_page_ends_before_it_is_larger_than_a_client_reads() {
+        let large = |entry: &Entry| (entry.id.to_string(), ROOM / 2);
+        let page = |token: &str| {
+            let page = Page::new(0, token).unwrap();
+            entries_page(all(), &EntryFilter::default(), &page, large)
+        };
+        let first = page("");
+        assert_eq!(first.items, ["a", "b"]);
+        let second = page(&first.next);
+        assert_eq!(second.items, ["c", "d"]);
+        let last = page(&second.next);
+        assert_eq!((last.items, last.next.as_str()), (vec!["e".into()], ""));
+        let huge = |entry: &Entry| (entry.id.to_string(), ROOM * 2);
+        let alone = entries_page(all(), &EntryFilter::default(), &Page::default(), huge);
+        assert_eq!(alone.items, ["a"], "what is larger goes out alone");
+        assert!(!alone.next.is_empty());
+    }
+
     #[test]
     fn pages_follow_each_other_and_the_last_has_no_token() {
         let (mut token, mut seen) = (String::new(), Vec::new());
         loop {
-            let page = Page::new(2, token).unwrap();
-            let paged = entries_page(all(), &EntryFilter::default(), &page);
-            seen.extend(paged.items.iter().map(|entry| entry.id.to_string()));
+            let page = Page::new(2, &token).unwrap();
+            let paged = entries_page(all(), &EntryFilter::default(), &page, named);
+            seen.extend(paged.items);
             if paged.next.is_empty() {
                 break;
             }
@@ -277,7 +300,7 @@ mod query {
         }
         assert_eq!(seen, ["a", "b", "c", "d", "e"]);
         assert_eq!(
-            entries_page(all(), &EntryFilter::default(), &Page::default())
+            entries_page(all(), &EntryFilter::default(), &Page::default(), named)
                 .items
                 .len(),
             5
@@ -286,14 +309,10 @@ mod query {
 
     #[test]
     fn a_negative_page_and_a_huge_token_are_refused() {
-        assert_eq!(
-            Page::new(-1, String::new()).unwrap_err(),
-            PageError::Size(-1)
-        );
-        assert_eq!(
-            Page::new(1, "x".repeat(5000)).unwrap_err(),
-            PageError::Token
-        );
+        assert_eq!(Page::new(-1, "").unwrap_err(), PageError::Size(-1));
+        for token in [&*"x".repeat(5000), "not base64", "_w"] {
+            assert_eq!(Page::new(1, token).unwrap_err(), PageError::Token);
+        }
     }
 
     #[test]

@@ -1,5 +1,8 @@
 //! `spire.api.server.agent.v1`: how nodes get in, stay in and are shut out.
 
+mod filter;
+mod mask;
+
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -7,19 +10,19 @@ use std::time::{Duration, SystemTime};
 use futures::Stream;
 use mesh_identity::{Entry, Selector, SpiffeId, X509Svid};
 use mesh_runtime::audit::{Action, Decision, Object, Outcome, Record};
-use proto::convert::selectors_to_wire;
+use prost::Message;
 use proto::spire::api::server::agent::v1 as wire;
 use proto::spire::api::types;
-use time::OffsetDateTime;
 use tonic::{Code, Request, Response, Status, Streaming};
 
+use self::mask::masked;
 use super::super::caller::{Connection, NotACaller};
 use super::super::permit::Limit;
 use super::super::{Call, Parts, Refusal, over_the_limit};
-use super::{bad_filter, required_id, seconds, selector_match};
+use super::{required_id, seconds};
 use crate::attestation::{AttestError, AttestedNode, join_token_agent_id};
 use crate::issuance::VerifiedCsr;
-use crate::registry::{AgentFilter, CreateRefused, Page, agents_page};
+use crate::registry::{CreateRefused, agents_page};
 use crate::store::{Attested, NewToken, Node, RenewedSerial, token_hash};
 
 /// How long a node may take to send its evidence.
@@ -135,30 +138,22 @@ impl Service {
         Ok(svid)
     }
 
-    async fn agents(
-        &self,
-        call: &Call,
-        filter: Result<(AgentFilter, Page), Refusal>,
-    ) -> Result<(Vec<Arc<Node>>, String), Status> {
-        let (filter, page) = filter.map_err(|refusal| call.refuse(refusal))?;
-        let all = self
-            .parts
-            .nodes
-            .list()
-            .await
-            .map_err(|error| call.refuse(error))?;
-        let paged = agents_page(all, &filter, &page);
-        Ok((paged.items, paged.next))
+    async fn agents(&self, call: &Call) -> Result<Vec<Arc<Node>>, Status> {
+        let all = self.parts.nodes.list().await;
+        all.map_err(|error| call.refuse(error))
     }
 
     /// The agent that an administrator's call names.
     fn named(&self, call: &Call, wire: Option<&types::Spiffeid>) -> Result<SpiffeId, Status> {
-        let id = required_id("id", wire).map_err(|refusal| call.refuse(refusal))?;
+        let id = required_id("id", wire)
+            .map_err(|refusal| call.refuse(refusal.within("invalid agent ID")))?;
         call.about(Object::new("agent").name(id.as_str()));
         let ours = id.is_member_of(&self.parts.trust_domain);
         match ours && id.path().starts_with("/spire/agent/") {
             true => Ok(id),
-            false => Err(call.refuse(malformed("id is not that of an agent of this trust domain"))),
+            false => Err(call.refuse(malformed(
+                "invalid agent ID: id is not that of an agent of this trust domain",
+            ))),
         }
     }
 }
@@ -221,109 +216,6 @@ fn malformed(what: &str) -> Refusal {
 
 fn not_found() -> Refusal {
     Refusal::new("FNL1261", Code::NotFound, "agent not found")
-}
-
-fn masked(node: &Node, mask: Option<&types::AgentMask>) -> types::Agent {
-    let all = types::AgentMask {
-        attestation_type: true,
-        x509svid_serial_number: true,
-        x509svid_expires_at: true,
-        selectors: true,
-        banned: true,
-        can_reattest: true,
-        agent_version: true,
-    };
-    let mask = mask.unwrap_or(&all);
-    types::Agent {
-        id: Some((&node.id).into()),
-        attestation_type: match mask.attestation_type {
-            true => node.attestation_type.clone(),
-            false => String::new(),
-        },
-        x509svid_serial_number: match mask.x509svid_serial_number {
-            true => decimal(&node.serial),
-            false => String::new(),
-        },
-        x509svid_expires_at: match mask.x509svid_expires_at {
-            true => seconds(node.expires_at),
-            false => 0,
-        },
-        selectors: match mask.selectors {
-            true => selectors_to_wire(&node.selectors),
-            false => Vec::new(),
-        },
-        banned: mask.banned && node.banned,
-        can_reattest: mask.can_reattest && node.can_reattest,
-        agent_version: match mask.agent_version {
-            true => node.agent_version.clone(),
-            false => String::new(),
-        },
-    }
-}
-
-/// A serial number as SPIRE writes it: decimal. Ours are hex.
-fn decimal(hex: &str) -> String {
-    let mut digits = vec![0_u8];
-    for nibble in hex.chars().filter_map(|c| c.to_digit(16)) {
-        let mut carry = nibble;
-        for digit in &mut digits {
-            let value = u32::from(*digit) * 16 + carry;
-            *digit = (value % 10) as u8;
-            carry = value / 10;
-        }
-        while carry > 0 {
-            digits.push((carry % 10) as u8);
-            carry /= 10;
-        }
-    }
-    match hex.is_empty() {
-        true => String::new(),
-        false => digits.iter().rev().map(|d| char::from(b'0' + d)).collect(),
-    }
-}
-
-/// `2006-01-02 15:04:05 -0700 -07`, as Go's clients write it. The zone's name at the end says nothing more.
-fn moment(text: &str) -> Result<Option<SystemTime>, Refusal> {
-    if text.is_empty() {
-        return Ok(None);
-    }
-    let bad = || bad_filter("by_expires_before is not in the form `2006-01-02 15:04:05 -0700 -07`");
-    let format = time::format_description::parse_borrowed::<2>(
-        "[year]-[month]-[day] [hour]:[minute]:[second] [offset_hour sign:mandatory][offset_minute]",
-    )
-    .map_err(|_| bad())?;
-    let (moment, _zone) = text.rsplit_once(' ').ok_or_else(bad)?;
-    OffsetDateTime::parse(moment, &format)
-        .map(|moment| Some(moment.into()))
-        .map_err(|_| bad())
-}
-
-macro_rules! filter {
-    ($wire:expr) => {{
-        match $wire {
-            None => AgentFilter::default(),
-            Some(wire) => AgentFilter {
-                attestation_type: Some(wire.by_attestation_type.clone())
-                    .filter(|kind| !kind.is_empty()),
-                selectors: selector_match(wire.by_selector_match.as_ref())?,
-                banned: wire.by_banned,
-                can_reattest: wire.by_can_reattest,
-                expires_before: moment(&wire.by_expires_before)?,
-            },
-        }
-    }};
-}
-
-fn list_filter(request: &wire::ListAgentsRequest) -> Result<(AgentFilter, Page), Refusal> {
-    let filter = filter!(request.filter.as_ref());
-    Ok((
-        filter,
-        Page::new(request.page_size, request.page_token.clone())?,
-    ))
-}
-
-fn count_filter(request: &wire::CountAgentsRequest) -> Result<(AgentFilter, Page), Refusal> {
-    Ok((filter!(request.filter.as_ref()), Page::default()))
 }
 
 type AttestStream = Pin<Box<dyn Stream<Item = Result<wire::AttestAgentResponse, Status>> + Send>>;
@@ -428,7 +320,7 @@ impl wire::agent_server::Agent for Service {
         let agent = call.agent()?;
         let status = request.into_inner();
         if status.agent_version.len() > LONGEST_VERSION {
-            return Err(call.refuse(malformed("agent_version has more than 255 bytes")));
+            return Err(call.refuse(malformed("agent version is too long (max 255 characters)")));
         }
         if !status.agent_version.is_empty() && status.agent_version != agent.agent_version {
             self.parts
@@ -507,9 +399,11 @@ impl wire::agent_server::Agent for Service {
         request: Request<wire::CountAgentsRequest>,
     ) -> Result<Response<wire::CountAgentsResponse>, Status> {
         let call = Call::of(&request)?;
-        let (agents, _) = self.agents(&call, count_filter(request.get_ref())).await?;
+        let filter = filter::count(request.get_ref()).map_err(|refusal| call.refuse(refusal))?;
+        let all = self.agents(&call).await?;
+        let count = all.iter().filter(|node| filter.wants(node)).count();
         Ok(Response::new(wire::CountAgentsResponse {
-            count: i32::try_from(agents.len()).unwrap_or(i32::MAX),
+            count: i32::try_from(count).unwrap_or(i32::MAX),
         }))
     }
 
@@ -518,11 +412,18 @@ impl wire::agent_server::Agent for Service {
         request: Request<wire::ListAgentsRequest>,
     ) -> Result<Response<wire::ListAgentsResponse>, Status> {
         let call = Call::of(&request)?;
-        let (agents, next_page_token) = self.agents(&call, list_filter(request.get_ref())).await?;
+        let (filter, page) =
+            filter::list(request.get_ref()).map_err(|refusal| call.refuse(refusal))?;
+        let all = self.agents(&call).await?;
         let mask = request.get_ref().output_mask.as_ref();
+        let paged = agents_page(all, &filter, &page, |node| {
+            let agent = masked(node, mask);
+            let size = agent.encoded_len();
+            (agent, size)
+        });
         Ok(Response::new(wire::ListAgentsResponse {
-            agents: agents.iter().map(|node| masked(node, mask)).collect(),
-            next_page_token,
+            agents: paged.items,
+            next_page_token: paged.next,
         }))
     }
 

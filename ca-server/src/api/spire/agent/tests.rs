@@ -2,7 +2,8 @@
 
 use std::time::UNIX_EPOCH;
 
-use super::*;
+use super::filter::moment;
+use super::mask::decimal;
 
 #[test]
 fn a_serial_number_is_written_in_decimal() {
@@ -23,7 +24,13 @@ fn a_moment_is_read_in_gos_form() {
         1_767_362_645
     );
     assert!(moment("").unwrap().is_none());
-    for bad in ["2026-01-02", "tomorrow", "2026-13-02 15:04:05 +0100 +01"] {
+    for bad in [
+        "2026-01-02",
+        "tomorrow",
+        "2026-13-02 15:04:05 +0100 +01",
+        "2026-01-02 15:04:05 +0100 +02",
+        "2026-01-02 15:04:05 +0100",
+    ] {
         assert!(moment(bad).is_err(), "{bad}");
     }
 }
