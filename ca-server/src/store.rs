@@ -18,6 +18,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use mesh_identity::{
     Bundle, BundleError, Entry, EntryId, Selector, SpiffeId, TrustDomain, X509Authority,
@@ -373,10 +374,14 @@ pub struct IssuedRecord {
 /// The record of what was signed.
 pub trait Issued: Send + Sync {
     /// Remembers certificates, all or none. Hand them out only after this has answered.
-    /// A serial that is there already is refused ([`StoreError::SerialTaken`]).
     fn record(&self, certificates: Vec<IssuedRecord>) -> StoreFuture<'_, ()>;
-    /// One certificate.
-    fn get(&self, serial: &str) -> StoreFuture<'_, Option<IssuedRecord>>;
+    /// Those of some certificates that are remembered. Reads all that is remembered: a question of people, not of programs.
+    fn find(&self, serials: BTreeSet<String>) -> StoreFuture<'_, Vec<IssuedRecord>>;
+    /// One certificate; see [`Issued::find`].
+    fn get(&self, serial: &str) -> StoreFuture<'_, Option<IssuedRecord>> {
+        let found = self.find(BTreeSet::from([serial.to_owned()]));
+        async move { Ok(found.await?.pop()) }.boxed()
+    }
     /// How many are remembered.
     fn count(&self) -> StoreFuture<'_, u64>;
     /// Forgets certificates that ended before `now`; answers how many.

@@ -30,7 +30,6 @@ pub(super) enum Table {
     ForeignBundle = 8,
     Journal = 9,
     Issued = 10,
-    IssuedByEnd = 11,
 }
 
 impl Table {

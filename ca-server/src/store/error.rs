@@ -70,12 +70,6 @@ pub enum StoreError {
         /// Why.
         reason: String,
     },
-    /// The same serial number twice.
-    #[error("serial number {serial} was given out before")]
-    SerialTaken {
-        /// The serial, hex.
-        serial: String,
-    },
     /// Reading failed.
     #[error("the store could not be read: {reason}")]
     Read {
@@ -89,7 +83,6 @@ impl StoreError {
     pub fn blame(&self) -> Blame {
         match self {
             Self::TooLarge { .. } => Blame::Caller,
-            Self::SerialTaken { .. } => Blame::Us,
             _ => Blame::Dependency,
         }
     }
@@ -106,7 +99,6 @@ impl Coded for StoreError {
             Self::Stopped { .. } => "FNL1006",
             Self::TooLarge { .. } => "FNL1007",
             Self::Unreadable { .. } => "FNL1008",
-            Self::SerialTaken { .. } => "FNL1009",
             Self::Read { .. } => "FNL1010",
         }
     }

@@ -1,6 +1,7 @@
 //! What each call of the store's traits does to its rows, whatever engine holds them.
 //! Every change is one transaction: all of its rows become durable together, or none.
 
+use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -12,7 +13,8 @@ use tokio::sync::watch;
 use super::codec::{decode, sha256};
 use super::engine::{Engine, ISSUED, Table, Tx, Work};
 use super::records::{
-    BundleRow, CounterRow, EntryRow, IssuedRow, JournalRow, NodeRow, TokenRow, TombstoneRow,
+    BundleRow, CounterRow, EntryRow, IssuedRow, IssuedRows, JournalRow, NodeRow, TokenRow,
+    TombstoneRow,
 };
 use super::view::{Event, Gone};
 use super::{
@@ -564,7 +566,7 @@ fn seconds(time: SystemTime) -> u64 {
         .map_or(0, |since| since.as_secs())
 }
 
-/// How many certificates one transaction forgets: bounds how long others wait behind it.
+/// How many calls' certificates one transaction forgets: bounds how long others wait behind it.
 const FORGET_AT_ONCE: usize = 2_000;
 
 fn count_issued(tx: &mut Tx<'_>, change: impl FnOnce(u64) -> u64) -> Result<(), StoreError> {
@@ -574,55 +576,71 @@ fn count_issued(tx: &mut Tx<'_>, change: impl FnOnce(u64) -> u64) -> Result<(), 
     tx.put(Table::Meta, ISSUED, &CounterRow(change(count)))
 }
 
-/// Forgets some of the certificates that have ended, the oldest first; answers how many.
-fn forget_issued(tx: &mut Tx<'_>, now: SystemTime) -> Result<u64, StoreError> {
-    let mut left = FORGET_AT_ONCE;
-    let ended = tx.durable_keys(Table::IssuedByEnd, |key, _| {
+/// Forgets some of the certificates that have ended, the oldest first; answers how many, and whether there may be more.
+fn forget_issued(tx: &mut Tx<'_>, now: SystemTime) -> Result<(u64, bool), StoreError> {
+    let (mut left, mut forgotten, mut unreadable) = (FORGET_AT_ONCE, 0, None);
+    let ended = tx.durable_keys(Table::Issued, |key, row| {
         let end = key.first_chunk::<8>().map(|end| u64::from_be_bytes(*end));
         if left == 0 || end.is_some_and(|end| end >= seconds(now)) {
             return ControlFlow::Break(());
         }
+        match decode::<IssuedRows>(row) {
+            Ok(rows) => forgotten += rows.0.len() as u64,
+            Err(error) => {
+                unreadable = Some(error);
+                return ControlFlow::Break(());
+            }
+        }
         left -= 1;
         ControlFlow::Continue(true)
     })?;
-    for key in &ended {
-        tx.remove(Table::IssuedByEnd, key);
-        tx.remove(Table::Issued, key.get(8..).unwrap_or_default());
+    if let Some(error) = unreadable {
+        return Err(error);
     }
-    let forgotten = ended.len() as u64;
+    for key in &ended {
+        tx.remove(Table::Issued, key);
+    }
     if forgotten > 0 {
         count_issued(tx, |count| count.saturating_sub(forgotten))?;
     }
-    Ok(forgotten)
+    Ok((forgotten, left == 0))
 }
 
+/// One call's certificates are one row, by the time when the last of them ends: what is written most often is written at one end
+/// of the tree, and what has ended lies together. A serial is asked for by people only, so nothing is kept to find it fast.
 impl<E: Engine> Issued for Store<E> {
     fn record(&self, certificates: Vec<IssuedRecord>) -> StoreFuture<'_, ()> {
         self.change(move |tx| {
-            for certificate in &certificates {
-                let serial = certificate.serial.as_bytes();
-                if tx.contains(Table::Issued, serial)? {
-                    return Err(StoreError::SerialTaken {
-                        serial: certificate.serial.clone(),
-                    });
-                }
-                tx.put(Table::Issued, serial, &IssuedRow::from(certificate))?;
-                tx.put_plain(
-                    Table::IssuedByEnd,
-                    &end_key(certificate.not_after, &certificate.serial),
-                    &[],
-                );
-            }
+            let end = certificates.iter().map(|one| one.not_after).max();
+            let (Some(end), Some(first)) = (end, certificates.first()) else {
+                return Ok(());
+            };
+            let rows = IssuedRows(certificates.iter().map(IssuedRow::from).collect());
+            tx.put(Table::Issued, &end_key(end, &first.serial), &rows)?;
             count_issued(tx, |count| count + certificates.len() as u64)
         })
     }
 
-    fn get(&self, serial: &str) -> StoreFuture<'_, Option<IssuedRecord>> {
-        let key = Table::Issued.key(serial.as_bytes());
+    fn find(&self, serials: BTreeSet<String>) -> StoreFuture<'_, Vec<IssuedRecord>> {
         async move {
-            let row = self.engine.pages().get(&key)?;
-            row.map(|row| decode::<IssuedRow>(&row)?.try_into())
-                .transpose()
+            let (mut found, mut failed) = (Vec::new(), None);
+            let mut take = |row: &[u8]| {
+                let rows = decode::<IssuedRows>(row)?.0.into_iter();
+                for row in rows.filter(|row| serials.contains(&row.serial)) {
+                    found.push(row.try_into()?);
+                }
+                Ok(())
+            };
+            self.engine
+                .pages()
+                .scan(&Table::Issued.key(&[]), &mut |_, row| match take(row) {
+                    Ok(()) => ControlFlow::Continue(()),
+                    Err(error) => {
+                        failed = Some(error);
+                        ControlFlow::Break(())
+                    }
+                })?;
+            failed.map_or(Ok(found), Err)
         }
         .boxed()
     }
@@ -639,9 +657,9 @@ impl<E: Engine> Issued for Store<E> {
         async move {
             let mut forgotten = 0;
             loop {
-                let some = self.removal(move |tx| forget_issued(tx, now)).await?;
+                let (some, more) = self.removal(move |tx| forget_issued(tx, now)).await?;
                 forgotten += some;
-                if some < FORGET_AT_ONCE as u64 {
+                if !more {
                     return Ok(forgotten);
                 }
             }

@@ -258,7 +258,7 @@ row!(JournalRow, "authority journal", 1);
 
 #[derive(Serialize, Deserialize)]
 pub(super) struct IssuedRow {
-    serial: String,
+    pub(super) serial: String,
     spiffe_id: String,
     entry_id: Option<String>,
     agent_id: Option<String>,
@@ -266,7 +266,11 @@ pub(super) struct IssuedRow {
     not_after: SystemTime,
     issued_at: SystemTime,
 }
-row!(IssuedRow, "certificate record", 1);
+
+/// What one call was given.
+#[derive(Serialize, Deserialize)]
+pub(super) struct IssuedRows(pub(super) Vec<IssuedRow>);
+row!(IssuedRows, "certificate records", 1);
 
 impl From<&IssuedRecord> for IssuedRow {
     fn from(record: &IssuedRecord) -> Self {
@@ -288,16 +292,16 @@ impl TryFrom<IssuedRow> for IssuedRecord {
     fn try_from(row: IssuedRow) -> Result<Self, StoreError> {
         Ok(Self {
             serial: row.serial,
-            spiffe_id: parse::<IssuedRow, _>(&row.spiffe_id)?,
+            spiffe_id: parse::<IssuedRows, _>(&row.spiffe_id)?,
             entry_id: row
                 .entry_id
                 .as_deref()
-                .map(parse::<IssuedRow, _>)
+                .map(parse::<IssuedRows, _>)
                 .transpose()?,
             agent_id: row
                 .agent_id
                 .as_deref()
-                .map(parse::<IssuedRow, _>)
+                .map(parse::<IssuedRows, _>)
                 .transpose()?,
             authority_id: row.authority_id,
             not_after: row.not_after,

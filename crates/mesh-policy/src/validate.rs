@@ -335,7 +335,17 @@ fn render_problem(out: &mut String, problem: &Problem, file: &str, text: &str) {
     if !problem.path.is_empty() {
         let _infallible = writeln!(line, "   = at {}", problem.path);
     }
-    out.push_str(&line);
+    out.extend(line.chars().map(visible));
+}
+
+/// What the file says is shown, but never acts on the terminal and never reorders what is read.
+fn visible(c: char) -> char {
+    match c {
+        '\n' => c,
+        '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => '\u{fffd}',
+        c if c.is_control() => '\u{fffd}',
+        c => c,
+    }
 }
 
 /// Walks a document and gathers problems; `path` is where it stands.

@@ -20,7 +20,7 @@ use crate::store::engine::{GROUPS, HEADER, Overlay, Pages, Table};
 use crate::store::records::{CounterRow, MetaRow};
 
 /// The format of the whole store: tables, keys and pieces.
-const FORMAT: u16 = 1;
+const FORMAT: u16 = 2;
 
 /// How often the lock of a dying process is tried again.
 const LOCK_PAUSE: Duration = Duration::from_millis(20);

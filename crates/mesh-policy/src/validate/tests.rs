@@ -231,3 +231,23 @@ fn names_are_used_once() {
     let rule = "    - name: r\n      from: [ { source: { principals: [\"*\"] } } ]\n";
     assert!(one_problem(&format!("{rule}{rule}")).contains("both named `r`"));
 }
+
+#[test]
+fn what_is_printed_of_a_file_never_acts_on_the_terminal() {
+    for text in [
+        "spec: \u{202e}evil\n",
+        "a: \u{7f}\u{85}\n",
+        "%\u{1b}[2J>%",
+        "kind: AuthorizationPolicy\n\u{9b}31m: x\n",
+    ] {
+        let shown = PolicySet::from_yaml(text)
+            .expect_err("it is no policy")
+            .render("policy.yaml", text);
+        assert!(
+            !shown
+                .chars()
+                .any(|c| (c.is_control() && c != '\n') || c == '\u{202e}'),
+            "{shown:?}"
+        );
+    }
+}
