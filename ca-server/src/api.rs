@@ -40,7 +40,7 @@ use crate::fleet::Fleet;
 use crate::issuance::{Attribution, Issuer};
 use crate::metrics::Metrics;
 use crate::registry::{EntryBook, Registry};
-use crate::store::{Nodes, Tokens};
+use crate::store::{Bundles, Nodes, Tokens};
 
 /// What the handlers work with: the narrowest handle of each part.
 #[derive(Clone)]
@@ -51,6 +51,8 @@ pub struct Parts {
     pub registry: Arc<Registry>,
     /// The stored entries.
     pub book: EntryBook,
+    /// The bundles of other trust domains.
+    pub bundles: Arc<dyn Bundles>,
     /// The agents.
     pub nodes: Arc<dyn Nodes>,
     /// Join tokens.

@@ -214,6 +214,7 @@ pub async fn build(config: &CaServerConfig, given: Given) -> anyhow::Result<App>
             stores.entries.clone(),
             stores.bundles.clone(),
         ),
+        bundles: stores.bundles.clone(),
         nodes: stores.nodes.clone(),
         tokens: stores.tokens.clone(),
         issuer: issuer.clone(),

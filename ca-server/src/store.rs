@@ -321,6 +321,19 @@ impl StoredBundle {
     }
 }
 
+impl From<&Bundle> for StoredBundle {
+    fn from(bundle: &Bundle) -> Self {
+        let authorities = bundle.x509_authorities().iter();
+        Self {
+            trust_domain: bundle.trust_domain().clone(),
+            x509_authorities: authorities.map(|root| root.der().to_vec()).collect(),
+            sequence: bundle.sequence(),
+            refresh_hint: bundle.refresh_hint(),
+            revision: 0,
+        }
+    }
+}
+
 /// Our own bundle, written by the authority through [`Journal::write`], and those of other trust domains.
 pub trait Bundles: Send + Sync {
     /// Our own; `None` before the first authority is made.
@@ -331,8 +344,46 @@ pub trait Bundles: Send + Sync {
     fn list(&self) -> StoreFuture<'_, Vec<Arc<StoredBundle>>>;
     /// Stores one of another trust domain; takes a new revision only if something differs.
     fn put(&self, bundle: StoredBundle) -> StoreFuture<'_, Arc<StoredBundle>>;
-    /// Removes one; it is returned.
-    fn delete(&self, trust_domain: &TrustDomain) -> StoreFuture<'_, Option<Arc<StoredBundle>>>;
+    /// Stores one of another trust domain if what is there has this revision; `None`: if nothing is there.
+    fn replace(&self, bundle: StoredBundle, expected: Option<u64>) -> StoreFuture<'_, Replaced>;
+    /// Removes one, and does with the entries that federate with its trust domain what `users` says, in one step.
+    fn delete(&self, trust_domain: &TrustDomain, users: Users) -> StoreFuture<'_, DeletedBundle>;
+}
+
+/// The outcome of [`Bundles::replace`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Replaced {
+    /// Stored; this is the new state.
+    Done(Arc<StoredBundle>),
+    /// Something else is there: this.
+    Other(Option<Arc<StoredBundle>>),
+}
+
+/// What becomes of the entries that federate with a trust domain whose bundle is removed. SPIRE's three modes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Users {
+    /// While there are any, the bundle stays.
+    Restrict,
+    /// They are removed too.
+    Delete,
+    /// They federate with it no more.
+    Dissociate,
+}
+
+/// The outcome of [`Bundles::delete`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DeletedBundle {
+    /// It is gone.
+    Done {
+        /// What it was.
+        bundle: Arc<StoredBundle>,
+        /// The entries that were removed or changed, as they were before.
+        users: Vec<Arc<Entry>>,
+    },
+    /// There is none.
+    NotFound,
+    /// So many entries federate with the trust domain; nothing was removed.
+    InUse(usize),
 }
 
 /// What the own bundle shall hold; the store gives it its sequence number.

@@ -63,6 +63,7 @@ const ANY: &[Kind] = &[
 ];
 const AGENT: &[Kind] = &[Kind::Agent];
 const ADMIN: &[Kind] = &[Kind::WorkloadAdmin, Kind::LocalAdmin];
+const ADMIN_OR_AGENT: &[Kind] = &[Kind::WorkloadAdmin, Kind::LocalAdmin, Kind::Agent];
 const LOCAL: &[Kind] = &[Kind::LocalAdmin];
 
 const fn row(
@@ -114,16 +115,16 @@ pub const TABLE: &[Row] = &[
     not_served("/spire.api.server.svid.v1.SVID/BatchNewWITSVID"),
     not_served("/spire.api.server.svid.v1.SVID/NewDownstreamX509CA"),
     row("/spire.api.server.bundle.v1.Bundle/GetBundle", ANY, "bundle.read", Audit::Refusals, Limit::None),
-    not_served("/spire.api.server.bundle.v1.Bundle/CountBundles"),
+    row("/spire.api.server.bundle.v1.Bundle/CountBundles", ADMIN, "bundle.count", Audit::Call, Limit::None),
     not_served("/spire.api.server.bundle.v1.Bundle/AppendBundle"),
     not_served("/spire.api.server.bundle.v1.Bundle/PublishJWTAuthority"),
     not_served("/spire.api.server.bundle.v1.Bundle/PublishWITAuthority"),
-    not_served("/spire.api.server.bundle.v1.Bundle/ListFederatedBundles"),
-    not_served("/spire.api.server.bundle.v1.Bundle/GetFederatedBundle"),
-    not_served("/spire.api.server.bundle.v1.Bundle/BatchCreateFederatedBundle"),
-    not_served("/spire.api.server.bundle.v1.Bundle/BatchUpdateFederatedBundle"),
-    not_served("/spire.api.server.bundle.v1.Bundle/BatchSetFederatedBundle"),
-    not_served("/spire.api.server.bundle.v1.Bundle/BatchDeleteFederatedBundle"),
+    row("/spire.api.server.bundle.v1.Bundle/ListFederatedBundles", ADMIN, "bundle.list", Audit::Call, Limit::None),
+    row("/spire.api.server.bundle.v1.Bundle/GetFederatedBundle", ADMIN_OR_AGENT, "bundle.read", Audit::Call, Limit::None),
+    row("/spire.api.server.bundle.v1.Bundle/BatchCreateFederatedBundle", ADMIN, "bundle.create", Audit::Each, Limit::None),
+    row("/spire.api.server.bundle.v1.Bundle/BatchUpdateFederatedBundle", ADMIN, "bundle.update", Audit::Each, Limit::None),
+    row("/spire.api.server.bundle.v1.Bundle/BatchSetFederatedBundle", ADMIN, "bundle.set", Audit::Each, Limit::None),
+    row("/spire.api.server.bundle.v1.Bundle/BatchDeleteFederatedBundle", ADMIN, "bundle.delete", Audit::Each, Limit::None),
     not_served("/spire.api.server.trustdomain.v1.TrustDomain/ListFederationRelationships"),
     not_served("/spire.api.server.trustdomain.v1.TrustDomain/GetFederationRelationship"),
     not_served("/spire.api.server.trustdomain.v1.TrustDomain/BatchCreateFederationRelationship"),

@@ -3,6 +3,7 @@
 mod agent;
 mod bundle;
 mod entry;
+mod item;
 mod svid;
 
 use std::collections::BTreeSet;

@@ -39,6 +39,7 @@ use crate::config::CaServerConfig;
 use crate::store::Stores;
 
 mod agents;
+mod bundles;
 mod entries;
 
 struct Server {

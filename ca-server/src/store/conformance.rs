@@ -36,6 +36,8 @@ macro_rules! suite {
             pruning_forgets_what_has_ended_and_nothing_else
             the_own_bundle_gets_a_higher_sequence_only_when_its_content_differs
             foreign_bundles_are_stored_replaced_and_removed
+            a_bundle_is_replaced_only_by_who_saw_the_newest
+            what_becomes_of_entries_when_a_bundle_goes_is_the_callers_choice
             the_journal_is_read_as_it_was_written
             a_certificate_is_remembered_before_it_is_handed_out
             pruning_many_certificates_forgets_them_all
@@ -838,15 +840,114 @@ pub(super) async fn foreign_bundles_are_stored_replaced_and_removed(stores: Stor
         std::slice::from_ref(&next)
     );
     assert_eq!(
-        stores.bundles.delete(&other).await.expect("deleted"),
-        Some(next)
+        stores
+            .bundles
+            .delete(&other, Users::Restrict)
+            .await
+            .expect("answered"),
+        DeletedBundle::Done {
+            bundle: next,
+            users: vec![]
+        }
     );
-    assert_eq!(stores.bundles.delete(&other).await.expect("answered"), None);
+    assert_eq!(
+        stores
+            .bundles
+            .delete(&other, Users::Restrict)
+            .await
+            .expect("answered"),
+        DeletedBundle::NotFound
+    );
     let changes = stores.changes.since(2).await.expect("read").expect("known");
     assert_eq!(
         (changes.revision, changes.removed_trust_domains),
         (3, vec![other])
     );
+}
+
+pub(super) async fn a_bundle_is_replaced_only_by_who_saw_the_newest(stores: Stores) {
+    let bundle = |sequence| StoredBundle {
+        trust_domain: "other.test".parse().expect("a trust domain"),
+        x509_authorities: vec![vec![7; 600]],
+        sequence,
+        refresh_hint: None,
+        revision: 0,
+    };
+    let replace = async |sequence, expected| {
+        let replaced = stores.bundles.replace(bundle(sequence), expected).await;
+        replaced.expect("answered")
+    };
+    assert_eq!(replace(1, Some(1)).await, Replaced::Other(None));
+    let Replaced::Done(first) = replace(1, None).await else {
+        panic!("it is new");
+    };
+    assert_eq!(replace(2, None).await, Replaced::Other(Some(first.clone())));
+    assert_eq!(
+        replace(2, Some(first.revision + 1)).await,
+        Replaced::Other(Some(first.clone()))
+    );
+    let Replaced::Done(second) = replace(2, Some(first.revision)).await else {
+        panic!("nobody was faster");
+    };
+    assert_eq!((second.sequence, second.revision), (2, 2));
+}
+
+pub(super) async fn what_becomes_of_entries_when_a_bundle_goes_is_the_callers_choice(
+    stores: Stores,
+) {
+    let other: TrustDomain = "other.test".parse().expect("a trust domain");
+    let third: TrustDomain = "third.test".parse().expect("a trust domain");
+    for domain in [&other, &third] {
+        let bundle = StoredBundle {
+            trust_domain: domain.clone(),
+            x509_authorities: vec![vec![7; 600]],
+            sequence: 1,
+            refresh_hint: None,
+            revision: 0,
+        };
+        stores.bundles.put(bundle).await.expect("stored");
+    }
+    for (name, domains) in [
+        ("a", vec![&other, &third]),
+        ("b", vec![&third]),
+        ("c", vec![]),
+    ] {
+        let mut new = entry(name);
+        new.federates_with = domains.into_iter().cloned().collect();
+        stores.entries.create(new).await.expect("stored");
+    }
+    let delete = async |domain: &TrustDomain, users| {
+        let deleted = stores.bundles.delete(domain, users).await;
+        deleted.expect("answered")
+    };
+    let names = async || {
+        let entries = stores.entries.list().await.expect("read");
+        let names = entries.iter().map(|entry| {
+            let domains = entry.federates_with.iter().map(ToString::to_string);
+            (entry.id.to_string(), domains.collect::<Vec<_>>())
+        });
+        names.collect::<Vec<_>>()
+    };
+    let before = names().await;
+    assert_eq!(
+        delete(&third, Users::Restrict).await,
+        DeletedBundle::InUse(2)
+    );
+    assert_eq!(names().await, before);
+    assert!(stores.bundles.get(&third).await.expect("read").is_some());
+    let DeletedBundle::Done { users, .. } = delete(&third, Users::Dissociate).await else {
+        panic!("it goes");
+    };
+    assert_eq!(users.len(), 2);
+    assert_eq!(names().await[0].1, ["other.test"]);
+    assert!(names().await[1].1.is_empty());
+    assert!(stores.bundles.get(&third).await.expect("read").is_none());
+    let DeletedBundle::Done { users, .. } = delete(&other, Users::Delete).await else {
+        panic!("it goes");
+    };
+    assert_eq!(users[0].id.as_str(), "a");
+    let left: Vec<_> = names().await.into_iter().map(|(name, _)| name).collect();
+    assert_eq!(left, ["b", "c"]);
 }
 
 pub(super) async fn the_journal_is_read_as_it_was_written(stores: Stores) {

@@ -18,9 +18,9 @@ use super::records::{
 };
 use super::view::{Event, Gone};
 use super::{
-    Attested, BundleContent, Bundles, ChangeSet, Changes, CreatedEntry, Entries, Issued,
-    IssuedRecord, Journal, JtiUse, NewToken, Node, Nodes, RenewedSerial, Spent, SpentJti,
-    StoreError, StoreFuture, StoreHealth, StoredBundle, Tokens, UpdatedEntry,
+    Attested, BundleContent, Bundles, ChangeSet, Changes, CreatedEntry, DeletedBundle, Entries,
+    Issued, IssuedRecord, Journal, JtiUse, NewToken, Node, Nodes, RenewedSerial, Replaced, Spent,
+    SpentJti, StoreError, StoreFuture, StoreHealth, StoredBundle, Tokens, UpdatedEntry, Users,
 };
 
 /// The store over an engine.
@@ -478,36 +478,101 @@ impl<E: Engine> Bundles for Store<E> {
         )
     }
 
-    fn put(&self, mut new: StoredBundle) -> StoreFuture<'_, Arc<StoredBundle>> {
+    fn put(&self, new: StoredBundle) -> StoreFuture<'_, Arc<StoredBundle>> {
         self.change(move |tx| {
-            let key = new.trust_domain.to_string();
-            if let Some(row) = tx.get::<BundleRow>(Table::ForeignBundle, key.as_bytes())? {
-                let old = StoredBundle::try_from(row)?;
-                new.revision = old.revision;
-                if old == new {
-                    return Ok(Arc::new(old));
-                }
-            }
-            new.revision = tx.next_revision()?;
-            tx.put(Table::ForeignBundle, key.as_bytes(), &BundleRow::from(&new))?;
-            let new = Arc::new(new);
-            tx.show(Event::ForeignBundle(new.clone()));
-            Ok(new)
+            let old = foreign_bundle(tx, &new.trust_domain)?;
+            store_foreign_bundle(tx, new, old)
         })
     }
 
-    fn delete(&self, trust_domain: &TrustDomain) -> StoreFuture<'_, Option<Arc<StoredBundle>>> {
-        let trust_domain = trust_domain.clone();
-        self.removal(move |tx| {
-            let key = trust_domain.to_string();
-            let Some(row) = tx.get::<BundleRow>(Table::ForeignBundle, key.as_bytes())? else {
-                return Ok(None);
-            };
-            tx.remove(Table::ForeignBundle, key.as_bytes());
-            bury(tx, Gone::Bundle(trust_domain))?;
-            StoredBundle::try_from(row).map(|old| Some(Arc::new(old)))
+    fn replace(&self, new: StoredBundle, expected: Option<u64>) -> StoreFuture<'_, Replaced> {
+        self.change(move |tx| {
+            let old = foreign_bundle(tx, &new.trust_domain)?;
+            if old.as_ref().map(|old| old.revision) != expected {
+                return Ok(Replaced::Other(old.map(Arc::new)));
+            }
+            store_foreign_bundle(tx, new, old).map(Replaced::Done)
         })
     }
+
+    fn delete(&self, trust_domain: &TrustDomain, users: Users) -> StoreFuture<'_, DeletedBundle> {
+        let domain = trust_domain.clone();
+        let view = self.engine.view().read();
+        let seen: Vec<EntryId> = view
+            .entries
+            .values()
+            .filter(|entry| entry.federates_with.contains(&domain))
+            .map(|entry| entry.id.clone())
+            .collect();
+        drop(view);
+        self.removal(move |tx| {
+            let Some(bundle) = foreign_bundle(tx, &domain)? else {
+                return Ok(DeletedBundle::NotFound);
+            };
+            // They may have been changed since we looked. One that came since then names a trust domain without a
+            // bundle afterwards, which means that its workload sees nothing of it.
+            let mut using = Vec::new();
+            for id in &seen {
+                let entry = entry(tx, id.to_string().as_bytes())?;
+                using.extend(entry.filter(|entry| entry.federates_with.contains(&domain)));
+            }
+            if users == Users::Restrict && !using.is_empty() {
+                return Ok(DeletedBundle::InUse(using.len()));
+            }
+            for entry in &using {
+                release(tx, entry, &domain, users)?;
+            }
+            tx.remove(Table::ForeignBundle, domain.to_string().as_bytes());
+            bury(tx, Gone::Bundle(domain))?;
+            Ok(DeletedBundle::Done {
+                bundle: Arc::new(bundle),
+                users: using.into_iter().map(Arc::new).collect(),
+            })
+        })
+    }
+}
+
+fn foreign_bundle(tx: &Tx<'_>, domain: &TrustDomain) -> Result<Option<StoredBundle>, StoreError> {
+    tx.get::<BundleRow>(Table::ForeignBundle, domain.to_string().as_bytes())?
+        .map(StoredBundle::try_from)
+        .transpose()
+}
+
+/// Takes a new revision only if something differs.
+fn store_foreign_bundle(
+    tx: &mut Tx<'_>,
+    mut new: StoredBundle,
+    old: Option<StoredBundle>,
+) -> Result<Arc<StoredBundle>, StoreError> {
+    if let Some(old) = old {
+        new.revision = old.revision;
+        if old == new {
+            return Ok(Arc::new(old));
+        }
+    }
+    new.revision = tx.next_revision()?;
+    let key = new.trust_domain.to_string();
+    tx.put(Table::ForeignBundle, key.as_bytes(), &BundleRow::from(&new))?;
+    let new = Arc::new(new);
+    tx.show(Event::ForeignBundle(new.clone()));
+    Ok(new)
+}
+
+/// An entry that federates with a trust domain whose bundle goes.
+fn release(
+    tx: &mut Tx<'_>,
+    entry: &Entry,
+    domain: &TrustDomain,
+    users: Users,
+) -> Result<(), StoreError> {
+    if users == Users::Delete {
+        delete_entry(tx, &entry.id)?;
+        return Ok(());
+    }
+    let mut apart = entry.clone();
+    apart.federates_with.remove(domain);
+    store_entry(tx, apart)?;
+    Ok(())
 }
 
 impl<E: Engine> Journal for Store<E> {

@@ -79,7 +79,9 @@ fn without_a_certificate_only_attestation_and_the_bundle_are_open() {
 
 #[test]
 fn an_agent_may_call_nothing_of_the_administrators() {
-    for row in TABLE {
+    // Its handler gives an agent only the bundles that its own workloads federate with.
+    let narrowed = "/spire.api.server.bundle.v1.Bundle/GetFederatedBundle";
+    for row in TABLE.iter().filter(|row| row.path != narrowed) {
         let both = row.callers.contains(&Kind::Agent) && row.callers.contains(&Kind::LocalAdmin);
         assert!(
             !both || row.callers.contains(&Kind::Anonymous),

@@ -4,12 +4,11 @@ mod filter;
 mod mask;
 mod sync;
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use futures::StreamExt;
 use mesh_identity::{Entry, EntryId, EntryIdError};
-use mesh_runtime::audit::{Action, Decision, Object, Outcome, Record};
+use mesh_runtime::audit::Object;
 use prost::Message;
 use proto::spire::api::server::entry::v1 as wire;
 use proto::spire::api::types;
@@ -17,11 +16,9 @@ use tonic::{Code, Request, Response, Status, Streaming};
 
 use self::mask::{masked, updated};
 use super::super::{Call, Parts, Refusal};
+use super::item::{at_a_time, begin, finish};
 use super::{ok, seconds};
 use crate::registry::{CreateRefused, UpdateRefused, entries_page};
-
-/// Items of a batch that are worked on at a time: each waits for the disk, and one sync serves them all.
-const AT_A_TIME: usize = 64;
 
 /// The service.
 pub(crate) struct Service {
@@ -33,18 +30,9 @@ impl Service {
         Self { parts }
     }
 
-    fn begin(&self, call: &Call, action: &'static str) -> Record {
-        let mut record = self
-            .parts
-            .audit
-            .begin(Action(action), call.who.actor.clone());
-        record.origin(call.who.origin.clone());
-        record
-    }
-
     async fn create(&self, call: &Call, wire: types::Entry) -> Result<Arc<Entry>, Created> {
         let now = self.parts.clock.now();
-        let mut record = self.begin(call, "entry.create");
+        let mut record = begin(&self.parts, call, "entry.create");
         let outcome = match read_new(wire, seconds(now)) {
             Err(refusal) => Err(Created::Refused(refusal)),
             Ok(entry) => {
@@ -78,7 +66,7 @@ impl Service {
         wire: types::Entry,
         mask: Option<&types::EntryMask>,
     ) -> Result<Arc<Entry>, Refusal> {
-        let mut record = self.begin(call, "entry.update");
+        let mut record = begin(&self.parts, call, "entry.update");
         let outcome = match wire.id.parse::<EntryId>() {
             // No entry has an id that none can have.
             Err(_) => Err(UpdateRefused::NotFound),
@@ -107,7 +95,7 @@ impl Service {
     }
 
     async fn delete(&self, call: &Call, id: &str) -> Result<(), Refusal> {
-        let mut record = self.begin(call, "entry.delete");
+        let mut record = begin(&self.parts, call, "entry.delete");
         let outcome = match entry_id(id, "missing entry ID") {
             Err(refusal) => Err(refusal),
             Ok(id) => {
@@ -148,18 +136,6 @@ fn about(entry: &Entry) -> Object {
     Object::new("entry")
         .id(entry.id.as_str())
         .name(entry.spiffe_id.as_str())
-}
-
-/// Ends the record of one item.
-async fn finish(mut record: Record, refused: Option<&Refusal>) -> Result<(), Refusal> {
-    match refused {
-        None => record.finish(Outcome::Success, None).await?,
-        Some(refusal) => {
-            record.decision(Decision::deny(refusal.why()));
-            record.finish(refusal.outcome(), Some(refusal.code)).await?
-        }
-    };
-    Ok(())
 }
 
 /// An id that an entry can have; SPIRE says the same of one that none can have as of one that none has.
@@ -263,9 +239,10 @@ impl wire::entry_server::Entry for Service {
         let call = Call::of(&request)?;
         let request = request.into_inner();
         let mask = request.output_mask;
+        let at_a_time = at_a_time(request.entries.iter().map(|entry| entry.id.as_str()));
         let results = futures::stream::iter(request.entries)
             .map(|entry| self.create(&call, entry))
-            .buffered(AT_A_TIME)
+            .buffered(at_a_time)
             .map(|outcome| match outcome {
                 Ok(entry) => wire::batch_create_entry_response::Result {
                     status: Some(ok()),
@@ -292,17 +269,7 @@ impl wire::entry_server::Entry for Service {
         let call = Call::of(&request)?;
         let request = request.into_inner();
         let (input, output) = (request.input_mask.as_ref(), request.output_mask.as_ref());
-        // Updates of one entry are worked in their order.
-        let ids: BTreeSet<&str> = request
-            .entries
-            .iter()
-            .map(|entry| entry.id.as_str())
-            .collect();
-        let at_a_time = if ids.len() == request.entries.len() {
-            AT_A_TIME
-        } else {
-            1
-        };
+        let at_a_time = at_a_time(request.entries.iter().map(|entry| entry.id.as_str()));
         let results = futures::stream::iter(request.entries)
             .map(|entry| self.update(&call, entry, input))
             .buffered(at_a_time)
@@ -326,7 +293,9 @@ impl wire::entry_server::Entry for Service {
         request: Request<wire::BatchDeleteEntryRequest>,
     ) -> Result<Response<wire::BatchDeleteEntryResponse>, Status> {
         let call = Call::of(&request)?;
-        let results = futures::stream::iter(request.into_inner().ids)
+        let ids = request.into_inner().ids;
+        let at_a_time = at_a_time(ids.iter().map(String::as_str));
+        let results = futures::stream::iter(ids)
             .map(|id| async {
                 let outcome = self.delete(&call, &id).await;
                 wire::batch_delete_entry_response::Result {
@@ -337,7 +306,7 @@ impl wire::entry_server::Entry for Service {
                     id,
                 }
             })
-            .buffered(AT_A_TIME)
+            .buffered(at_a_time)
             .collect()
             .await;
         Ok(Response::new(wire::BatchDeleteEntryResponse { results }))

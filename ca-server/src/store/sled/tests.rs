@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::store::conformance::{self, create, domain, entry};
-use crate::store::{BundleContent, CreatedEntry, JtiUse, NewToken, StoredBundle, Stores};
+use crate::store::{BundleContent, CreatedEntry, JtiUse, NewToken, StoredBundle, Stores, Users};
 
 fn place() -> (TempDir, PathBuf) {
     let folder = TempDir::new().expect("a folder");
@@ -360,7 +360,10 @@ async fn make(stores: &Stores, call: &Call) -> String {
             };
             format!("{:?}", stores.bundles.put(bundle).await)
         }
-        Call::Unbundle(n) => format!("{:?}", stores.bundles.delete(&other(n)).await),
+        Call::Unbundle(n) => format!(
+            "{:?}",
+            stores.bundles.delete(&other(n), Users::Delete).await
+        ),
         Call::Journal(size) => {
             let content = BundleContent {
                 x509_authorities: vec![vec![7; usize::from(*size) / 8]],
