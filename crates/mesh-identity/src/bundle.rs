@@ -11,19 +11,20 @@ use std::{
 use rustls_pki_types::{CertificateDer, TrustAnchor};
 
 use crate::{
-    CertificateError, PemError, ProfileError, SpiffeId, TrustDomain, TrustDomainError, der, pem,
+    CertificateError, JwtAuthority, JwtAuthorityError, PemError, ProfileError, SpiffeId,
+    TrustDomain, TrustDomainError, der, pem,
     profile::{check_authority, check_authority_domain},
     svid::ConcatDer as _,
     x509::{Certificate, has_ended, hex},
 };
 
 mod json;
-mod jwk;
+pub(crate) mod jwk;
 
 /// Largest bundle document that is read, in bytes.
 pub const MAX_BUNDLE_BYTES: usize = 4 * 1024 * 1024;
 
-/// Most roots that one bundle may hold.
+/// Most roots that one bundle may hold, and most JWT authorities.
 pub const MAX_AUTHORITIES: usize = 256;
 
 /// One root of a trust domain, checked and ready to verify with. Cheap to clone.
@@ -55,7 +56,7 @@ impl X509Authority {
             .map_err(|source| BundleError::Unreadable { position, source })?;
         let id =
             check_authority(&root).map_err(|source| BundleError::Profile { position, source })?;
-        let key = jwk::Key::of(root.spki).ok_or(BundleError::Key { position })?;
+        let key = jwk::Key::of_certificate(root.spki).ok_or(BundleError::Key { position })?;
         let anchor = webpki::anchor_from_trusted_cert(&der)
             .map_err(|_| BundleError::Anchor { position })?
             .to_owned();
@@ -150,6 +151,7 @@ impl Eq for X509Authority {}
 pub struct Bundle {
     trust_domain: TrustDomain,
     authorities: Vec<X509Authority>,
+    jwt_authorities: Vec<JwtAuthority>,
     sequence: Option<u64>,
     refresh_hint: Option<Duration>,
 }
@@ -173,9 +175,34 @@ impl Bundle {
         Ok(Self {
             trust_domain,
             authorities: roots,
+            jwt_authorities: Vec::new(),
             sequence: None,
             refresh_hint: None,
         })
+    }
+
+    /// The same bundle with these JWT authorities in place of those it had; one given twice counts once, two keys under one
+    /// key ID are refused, since a token could not say which is meant.
+    pub fn with_jwt_authorities(
+        mut self,
+        authorities: impl IntoIterator<Item = JwtAuthority>,
+    ) -> Result<Self, BundleError> {
+        self.jwt_authorities.clear();
+        for authority in authorities {
+            let same_id = |known: &JwtAuthority| known.key_id() == authority.key_id();
+            match self.jwt_authorities.iter().position(same_id) {
+                Some(at) if self.jwt_authorities[at].same_key(&authority) => {
+                    let tainted = self.jwt_authorities[at].is_tainted() || authority.is_tainted();
+                    self.jwt_authorities[at] = authority.with_tainted(tainted);
+                }
+                Some(_) => return Err(BundleError::KeyIdTwice),
+                None if self.jwt_authorities.len() == MAX_AUTHORITIES => {
+                    return Err(BundleError::TooMany);
+                }
+                None => self.jwt_authorities.push(authority),
+            }
+        }
+        Ok(self)
     }
 
     /// The same bundle with a sequence number.
@@ -202,6 +229,16 @@ impl Bundle {
         &self.authorities
     }
 
+    /// The keys that verify its JWT-SVIDs, in the order they came. Without one it has no JWT-SVIDs (JWT-SVID 5.3).
+    pub fn jwt_authorities(&self) -> &[JwtAuthority] {
+        &self.jwt_authorities
+    }
+
+    /// The JWT authority of that key ID.
+    pub fn jwt_authority(&self, key_id: &str) -> Option<&JwtAuthority> {
+        self.jwt_authorities.iter().find(|a| a.key_id() == key_id)
+    }
+
     /// The sequence number, 0 if the document had none.
     pub fn sequence(&self) -> u64 {
         self.sequence.unwrap_or(0)
@@ -226,6 +263,11 @@ impl Bundle {
     /// Writes a SPIFFE bundle document.
     pub fn to_spiffe_json(&self) -> Vec<u8> {
         json::write(self)
+    }
+
+    /// Writes the JWT authorities alone as a JWK set, as the Workload API's JWT profile carries it (SPIFFE Workload API 6.2.2).
+    pub fn to_jwks_json(&self) -> Vec<u8> {
+        json::write_jwks(self)
     }
 
     /// Reads PEM: at least one root, and nothing else.
@@ -353,8 +395,8 @@ pub enum BundleError {
     /// More bytes than [`MAX_BUNDLE_BYTES`].
     #[error("the bundle has {0} bytes; at most {MAX_BUNDLE_BYTES} are read")]
     TooLarge(usize),
-    /// More roots than [`MAX_AUTHORITIES`].
-    #[error("the bundle has more than {MAX_AUTHORITIES} roots")]
+    /// More roots, or more JWT authorities, than [`MAX_AUTHORITIES`].
+    #[error("the bundle has more than {MAX_AUTHORITIES} roots or JWT authorities")]
     TooMany,
     /// Not the JSON that a bundle is.
     #[error("the bundle is not a SPIFFE bundle document: line {line}, column {column}: {what}")]
@@ -378,6 +420,18 @@ pub enum BundleError {
         /// Which key.
         position: usize,
     },
+    /// A key for JWT-SVIDs cannot be used.
+    #[error("key {position} cannot be a JWT authority")]
+    JwtKey {
+        /// Which key.
+        position: usize,
+        /// Why.
+        #[source]
+        source: JwtAuthorityError,
+    },
+    /// Two JWT authorities have the same key ID and different keys.
+    #[error("two JWT authorities have one key ID")]
+    KeyIdTwice,
     /// A name in a Bundle Map is no trust domain.
     #[error("the bundle map names {name:?}, which is not a trust domain")]
     Name {
@@ -449,6 +503,8 @@ impl BundleError {
             }
             Self::Concatenation(_) | Self::Unreadable { .. } | Self::Anchor { .. } => "FNL0312",
             Self::Key { .. } => "FNL0313",
+            Self::JwtKey { source, .. } => source.code(),
+            Self::KeyIdTwice => JwtAuthorityError::CODE,
         }
     }
 }

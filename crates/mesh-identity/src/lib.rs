@@ -3,12 +3,13 @@
 //! Never does I/O and never reads the clock: time is an argument.
 //!
 //! Reading order: [`SpiffeId`] and [`TrustDomain`] (names), [`Selector`] and [`Entry`] (who gets which name),
-//! [`X509Svid`] and [`Bundle`] (documents), [`verify`] (the decision).
+//! [`X509Svid`] and [`Bundle`] (documents), [`verify`] and [`jwt`] (the decisions).
 
 mod bundle;
 mod der;
 mod dns_name;
 mod entry;
+pub mod jwt;
 mod pem;
 mod profile;
 mod selector;
@@ -26,6 +27,7 @@ pub use bundle::{
 };
 pub use dns_name::{DnsName, DnsNameError};
 pub use entry::{Entry, EntryError, EntryId, EntryIdError, MAX_HINT_BYTES};
+pub use jwt::{JwtAuthority, JwtAuthorityError, JwtSvid};
 pub use pem::PemError;
 pub use profile::ProfileError;
 pub use selector::{Selector, SelectorError};

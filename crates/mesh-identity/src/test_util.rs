@@ -12,6 +12,8 @@ use rustls_pki_types::CertificateDer;
 
 use crate::{Bundle, BundleSet, TrustDomain, X509Authority, X509Svid};
 
+pub mod jwt;
+
 /// A moment inside the validity of everything that the factory makes by default: 2026-06-01 00:00:00 UTC.
 pub fn now() -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(1_780_272_000)

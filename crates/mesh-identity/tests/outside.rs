@@ -10,8 +10,9 @@ mod targets;
 use std::{fs, path::Path};
 
 use mesh_identity::{
-    Bundle, BundleError, BundleSet, DnsName, EntryId, PemError, ProfileError, Selector, SpiffeId,
-    TrustDomain, X509Svid,
+    Bundle, BundleError, BundleSet, DnsName, EntryId, JwtAuthority, JwtAuthorityError, PemError,
+    ProfileError, Selector, SpiffeId, TrustDomain, X509Svid,
+    jwt::{JwtError, verify_jwt_svid},
     test_util::{Made, Spec, now},
     verify::{VerifyError, verify_x509_svid},
 };
@@ -70,6 +71,17 @@ fn every_error_has_a_page_that_is_titled_with_its_code() {
         Bundle::from_der_concat(td, b"\x30\x00").unwrap_err().code(),
         BundleError::Key { position: 0 }.code(),
     ];
+    let jwt = [
+        JwtError::NotCompact,
+        JwtError::Algorithm,
+        JwtError::NoAudience,
+        JwtError::Expired,
+        JwtError::Audience,
+        JwtError::NoBundle("td".parse().unwrap()),
+        JwtError::Signature,
+    ];
+    codes.extend(jwt.iter().map(JwtError::code));
+    codes.push(JwtAuthorityError::Key.code());
     codes.extend(profile.iter().map(ProfileError::code));
     codes.extend(verify.iter().map(VerifyError::code));
     let count = codes.len();
@@ -158,6 +170,81 @@ fn roots_with_keys_that_we_cannot_verify_with_are_refused_by_name() {
     }
 }
 
+/// Keys and tokens made by OpenSSL 3.0 in November 2026, the tokens valid until 2049.
+fn jwt_by_openssl() -> serde_json::Value {
+    serde_json::from_slice(&made_by_openssl("jwt.json")).expect("it is JSON")
+}
+
+#[test]
+fn jwt_4_tokens_made_by_openssl_are_verified_by_every_algorithm_that_we_accept() {
+    let made = jwt_by_openssl();
+    let document = made["bundle"].to_string();
+    let bundle = Bundle::from_spiffe_json("td".parse().unwrap(), document.as_bytes()).unwrap();
+    let bundles = BundleSet::from_iter([bundle]);
+    for (alg, token) in made["tokens"].as_object().unwrap() {
+        let verdict = verify_jwt_svid(token.as_str().unwrap(), &bundles, &["bank"], now());
+        if alg == "ES512" {
+            assert_eq!(verdict, Err(JwtError::Algorithm));
+        } else {
+            assert_eq!(verdict.unwrap().id.as_str(), "spiffe://td/pay", "{alg}");
+        }
+        // The same signature under the name of another algorithm.
+        for other in [
+            "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384",
+        ] {
+            let header = |name: &str, kid: &str| {
+                let text = format!(r#"{{"alg":"{name}","kid":"{kid}","typ":"JWT"}}"#);
+                base64::Engine::encode(&base64::engine::general_purpose::URL_SAFE_NO_PAD, text)
+            };
+            let (_, rest) = token.as_str().unwrap().split_once('.').unwrap();
+            for kid in ["rsa", "p256", "p384", "p521"] {
+                let forged = format!("{}.{rest}", header(other, kid));
+                if forged == *token {
+                    continue;
+                }
+                let verdict = verify_jwt_svid(&forged, &bundles, &["bank"], now());
+                assert!(
+                    matches!(verdict, Err(JwtError::KeyKind | JwtError::Signature)),
+                    "{alg} as {other} by {kid}: {verdict:?}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn jwt_authorities_of_openssl_are_published_as_they_came_and_weak_ones_refused() {
+    let made = jwt_by_openssl();
+    let td: TrustDomain = "td".parse().unwrap();
+    let bundle =
+        Bundle::from_spiffe_json(td.clone(), made["bundle"].to_string().as_bytes()).unwrap();
+    let document: serde_json::Value = serde_json::from_slice(&bundle.to_spiffe_json()).unwrap();
+    assert_eq!(document, made["bundle"]);
+    for (kid, spki) in made["spki"].as_object().unwrap() {
+        let spki = base64::Engine::decode(
+            &base64::engine::general_purpose::STANDARD,
+            spki.as_str().unwrap(),
+        )
+        .unwrap();
+        let authority = JwtAuthority::from_spki(kid, &spki).unwrap();
+        assert_eq!(bundle.jwt_authority(kid), Some(&authority), "{kid}");
+        assert_eq!(authority.to_spki(), spki, "{kid}");
+    }
+    for (name, key) in made["unsupported"].as_object().unwrap() {
+        let document = serde_json::json!({ "keys": [key] }).to_string();
+        let refused = Bundle::from_spiffe_json(td.clone(), document.as_bytes());
+        let source = JwtAuthorityError::Key;
+        assert_eq!(
+            refused,
+            Err(BundleError::JwtKey {
+                position: 0,
+                source
+            }),
+            "{name}"
+        );
+    }
+}
+
 /// Writes the parts of the seeds that cannot be written by hand: `WRITE_SEEDS=1 cargo test -p mesh-identity seeds`.
 #[test]
 fn seeds_of_certificates_can_be_written_again() {
@@ -179,8 +266,17 @@ fn seeds_of_certificates_can_be_written_again() {
         .unwrap()
         .with_sequence(7);
     let map = BundleSet::from_iter([bundle.clone(), Made::root("other").bundle("other")]);
+    let made = jwt_by_openssl();
+    let token = |alg: &str| made["tokens"][alg].as_str().unwrap().as_bytes().to_vec();
     let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds");
     for (path, bytes) in [
+        ("jwt/es256", token("ES256")),
+        ("jwt/rs512", token("RS512")),
+        ("jwt/es512", token("ES512")),
+        (
+            "bundle_json/jwt.json",
+            made["bundle"].to_string().into_bytes(),
+        ),
         ("svid_leaf/chain.der", leaf.svid().to_der_concat()),
         ("svid_leaf/leaf.der", leaf.der.to_vec()),
         ("chain/right", framed),

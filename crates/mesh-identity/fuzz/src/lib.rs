@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use mesh_identity::{
     Bundle, BundleSet, DnsName, Entry, EntryId, Selector, SpiffeId, TrustDomain, X509Svid,
-    verify::verify_x509_svid,
+    jwt::verify_jwt_svid, verify::verify_x509_svid,
 };
 
 /// One target: its name and what it does with an input.
@@ -25,6 +25,7 @@ pub const TARGETS: &[Target] = &[
     ("bundle_pem", bundle_pem),
     ("bundle_der", bundle_der),
     ("entry_record", entry_record),
+    ("jwt", jwt),
 ];
 
 /// An ID is the bytes it was read from, and the sum of its parts.
@@ -166,6 +167,26 @@ pub fn entry_record(data: &[u8]) {
     let _verdict = entry.validate(&td());
     if let Ok(bytes) = postcard::to_stdvec(&entry) {
         assert_eq!(postcard::from_bytes::<Entry>(&bytes).as_ref(), Ok(&entry));
+    }
+}
+
+/// A token that is accepted says who, for whom and until when, and means the same when it is read again.
+pub fn jwt(data: &[u8]) {
+    let Ok(token) = std::str::from_utf8(data) else {
+        return;
+    };
+    let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_780_272_000);
+    let document = include_bytes!("../seeds/bundle_json/jwt.json");
+    let bundle = Bundle::from_spiffe_json(td(), document).expect("a bundle of JWT authorities");
+    let bundles = BundleSet::from_iter([bundle]);
+    let verdict = verify_jwt_svid(token, &bundles, &["bank"], now);
+    assert_eq!(verdict, verify_jwt_svid(token, &bundles, &["bank"], now));
+    if let Ok(proven) = verdict {
+        assert_eq!(proven.id.trust_domain().as_str(), "td");
+        assert!(!proven.id.is_path_less() && proven.audience.iter().any(|a| a == "bank"));
+        assert!(proven.expires_at + mesh_identity::jwt::LEEWAY > now);
+        assert!(verify_jwt_svid(token, &bundles, &["other"], now).is_err());
+        assert!(verify_jwt_svid(&format!("{token}A"), &bundles, &["bank"], now).is_err());
     }
 }
 

@@ -1,4 +1,4 @@
-//! Decides how a SPIFFE bundle document and a Bundle Map read and write (SPIFFE Trust Domain and Bundle 4 and 5, X509-SVID 6.2).
+//! Decides how a SPIFFE bundle document and a Bundle Map read and write (SPIFFE Trust Domain and Bundle 4 and 5, X509-SVID 6.2, JWT-SVID 5.2).
 //! Trusts nothing: a member twice, a number that is no integer, a damaged certificate refuse the document whole.
 //! Never ignores anything but what the standard says to ignore: unknown members, unknown `kty` or `use`, a missing `x5c`.
 
@@ -8,11 +8,17 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::Value;
 
-use super::{Bundle, BundleError, BundleSet, X509Authority, jwk::Key};
-use crate::TrustDomain;
+use super::{
+    Bundle, BundleError, BundleSet, X509Authority,
+    jwk::{Key, Parameters},
+};
+use crate::{JwtAuthority, JwtAuthorityError, TrustDomain};
 
 /// The `use` of a key that verifies X509-SVIDs.
 const X509_USE: &str = "x509-svid";
+
+/// The `use` of a key that verifies JWT-SVIDs.
+const JWT_USE: &str = "jwt-svid";
 
 /// Something written as a JSON object. Serde's derived structs would also take an array of their members in order.
 struct Object<T>(T);
@@ -59,6 +65,8 @@ struct Jwk {
     #[serde(default, rename = "use")]
     usage: Value,
     #[serde(default)]
+    kid: Value,
+    #[serde(default)]
     x5c: Value,
     #[serde(default)]
     crv: Value,
@@ -78,13 +86,18 @@ pub(super) fn read(domain: TrustDomain, json: &[u8]) -> Result<Bundle, BundleErr
 }
 
 fn build(domain: TrustDomain, document: Document) -> Result<Bundle, BundleError> {
-    let mut roots = Vec::new();
+    let (mut roots, mut jwt) = (Vec::new(), Vec::new());
     for (position, Object(jwk)) in document.keys.iter().enumerate() {
-        if let Some(root) = authority(position, jwk)? {
-            roots.push(root);
+        match jwk.usage.as_str() {
+            Some(X509_USE) => roots.extend(authority(position, jwk)?),
+            Some(JWT_USE) => jwt.extend(
+                jwt_authority(jwk).map_err(|source| BundleError::JwtKey { position, source })?,
+            ),
+            _ => {}
         }
     }
     let mut bundle = Bundle::new(domain, roots)?
+        .with_jwt_authorities(jwt)?
         .with_refresh_hint(document.spiffe_refresh_hint.map(Duration::from_secs));
     bundle.sequence = document.spiffe_sequence;
     Ok(bundle)
@@ -92,8 +105,7 @@ fn build(domain: TrustDomain, document: Document) -> Result<Bundle, BundleError>
 
 /// The root in a key, or `None` if the key is one to ignore.
 fn authority(position: usize, jwk: &Jwk) -> Result<Option<X509Authority>, BundleError> {
-    let known_kty = matches!(jwk.kty.as_str(), Some("EC" | "RSA" | "OKP"));
-    if !known_kty || jwk.usage.as_str() != Some(X509_USE) {
+    if !matches!(jwk.kty.as_str(), Some("EC" | "RSA" | "OKP")) {
         return Ok(None);
     }
     let first = match &jwk.x5c {
@@ -114,16 +126,30 @@ fn authority(position: usize, jwk: &Jwk) -> Result<Option<X509Authority>, Bundle
     }
 }
 
+/// The JWT authority in a key, or `None` if it is of a `kty` that signs no JWT-SVID.
+fn jwt_authority(jwk: &Jwk) -> Result<Option<JwtAuthority>, JwtAuthorityError> {
+    let text = |value: &'_ Value| value.as_str().map(str::to_owned).unwrap_or_default();
+    let key = match jwk.kty.as_str() {
+        Some("EC") => Key::ec_of_jwk(&text(&jwk.crv), &text(&jwk.x), &text(&jwk.y)),
+        Some("RSA") => Key::rsa_of_jwk(&text(&jwk.n), &text(&jwk.e)),
+        _ => return Ok(None),
+    };
+    let kid = jwk.kid.as_str().unwrap_or_default();
+    JwtAuthority::of_key(kid, key.ok_or(JwtAuthorityError::Key)?).map(Some)
+}
+
 /// Whether what the JWK says about the key, as far as it says anything, is what the certificate says (RFC 7517 4.7).
 fn agrees(jwk: &Jwk, key: &Key) -> bool {
-    let same = |said: &Value, is: &str| said.is_null() || said.as_str() == Some(is);
-    match key {
-        Key::Ec { curve, x, y } => {
-            jwk.kty == "EC" && same(&jwk.crv, curve) && same(&jwk.x, x) && same(&jwk.y, y)
-        }
-        Key::Rsa { n, e } => jwk.kty == "RSA" && same(&jwk.n, n) && same(&jwk.e, e),
-        Key::Ed25519 { x } => jwk.kty == "OKP" && same(&jwk.crv, "Ed25519") && same(&jwk.x, x),
-    }
+    let is = key.parameters();
+    // A parameter of another kind of key is an unknown member here.
+    let same =
+        |said: &Value, is: Option<&str>| is.is_none() || said.is_null() || said.as_str() == is;
+    jwk.kty.as_str() == Some(is.kty)
+        && same(&jwk.crv, is.crv)
+        && same(&jwk.x, is.x.as_deref())
+        && same(&jwk.y, is.y.as_deref())
+        && same(&jwk.n, is.n.as_deref())
+        && same(&jwk.e, is.e.as_deref())
 }
 
 fn json_error(error: serde_json::Error) -> BundleError {
@@ -149,58 +175,81 @@ struct DocumentOut<'a> {
     spiffe_refresh_hint: Option<u64>,
 }
 
-#[derive(Serialize, Default)]
+#[derive(Serialize)]
 struct JwkOut<'a> {
-    #[serde(rename = "use")]
-    usage: &'static str,
+    #[serde(rename = "use", skip_serializing_if = "Option::is_none")]
+    usage: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kid: Option<&'a str>,
     kty: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
-    crv: Option<&'a str>,
+    crv: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    x: Option<&'a str>,
+    x: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    y: Option<&'a str>,
+    y: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    n: Option<&'a str>,
+    n: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    e: Option<&'a str>,
-    x5c: [String; 1],
+    e: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    x5c: Option<[String; 1]>,
+}
+
+impl JwkOut<'_> {
+    fn of(key: &Key, usage: Option<&'static str>) -> Self {
+        let Parameters {
+            kty,
+            crv,
+            x,
+            y,
+            n,
+            e,
+        } = key.parameters();
+        Self {
+            usage,
+            kid: None,
+            kty,
+            crv,
+            x,
+            y,
+            n,
+            e,
+            x5c: None,
+        }
+    }
 }
 
 fn document(bundle: &Bundle, refresh_hint: Option<Duration>) -> DocumentOut<'_> {
-    let keys = bundle.authorities.iter().map(|root| {
-        let base = JwkOut {
-            usage: X509_USE,
-            x5c: [STANDARD.encode(root.der())],
-            ..JwkOut::default()
-        };
-        match &root.root.key {
-            Key::Ec { curve, x, y } => JwkOut {
-                kty: "EC",
-                crv: Some(curve),
-                x: Some(x),
-                y: Some(y),
-                ..base
-            },
-            Key::Rsa { n, e } => JwkOut {
-                kty: "RSA",
-                n: Some(n),
-                e: Some(e),
-                ..base
-            },
-            Key::Ed25519 { x } => JwkOut {
-                kty: "OKP",
-                crv: Some("Ed25519"),
-                x: Some(x),
-                ..base
-            },
-        }
+    let roots = bundle.authorities.iter().map(|root| JwkOut {
+        x5c: Some([STANDARD.encode(root.der())]),
+        ..JwkOut::of(&root.root.key, Some(X509_USE))
     });
     DocumentOut {
-        keys: keys.collect(),
+        keys: roots.chain(jwt_keys(bundle, Some(JWT_USE))).collect(),
         spiffe_sequence: bundle.sequence,
         spiffe_refresh_hint: refresh_hint.map(|hint| hint.as_secs()),
     }
+}
+
+fn jwt_keys<'a>(
+    bundle: &'a Bundle,
+    usage: Option<&'static str>,
+) -> impl Iterator<Item = JwkOut<'a>> {
+    bundle.jwt_authorities.iter().map(move |authority| JwkOut {
+        kid: Some(authority.key_id()),
+        ..JwkOut::of(authority.key(), usage)
+    })
+}
+
+/// The JWT authorities alone, in the form of the Workload API's JWT profile: a plain JWKS.
+pub(super) fn write_jwks(bundle: &Bundle) -> Vec<u8> {
+    let document = DocumentOut {
+        keys: jwt_keys(bundle, None).collect(),
+        spiffe_sequence: None,
+        spiffe_refresh_hint: None,
+    };
+    serde_json::to_vec(&document).expect("strings and numbers always make JSON")
 }
 
 pub(super) fn write(bundle: &Bundle) -> Vec<u8> {

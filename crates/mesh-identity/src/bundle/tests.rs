@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::test_util::{KeyKind, Made, Spec, now, usage};
+use crate::test_util::{KeyKind, Made, Spec, jwt::JwtSigner, now, usage};
 
 fn td() -> TrustDomain {
     "td".parse().unwrap()
@@ -286,7 +286,6 @@ fn tdb_8_tdb_10_keys_of_an_unknown_kty_or_use_are_ignored_and_the_rest_is_kept()
         with("kty", json!("ec")),
         with("kty", json!(7)),
         without("kty"),
-        with("use", json!("jwt-svid")),
         with("use", json!("wit-svid")),
         with("use", json!("X509-SVID")),
         with("use", json!("sig")),
@@ -532,11 +531,11 @@ fn an_authority_says_what_it_is() {
 fn a_key_that_we_cannot_verify_with_is_refused_by_name() {
     // A P-256 point under the OID of P-521, and a 1024 bit modulus.
     let ec = crate::test_util::Made::root("td").spki();
-    assert!(jwk::Key::of(&ec).is_some());
+    assert!(jwk::Key::of_certificate(&ec).is_some());
     let mut other_curve = ec.clone();
     let at = ec.windows(3).position(|w| w == [3, 1, 7]).unwrap();
     other_curve[at + 2] = 6;
-    assert_eq!(jwk::Key::of(&other_curve), None);
+    assert_eq!(jwk::Key::of_certificate(&other_curve), None);
     let rsa = |bytes: usize| {
         use crate::test_util::{oid_bytes, tlv};
         let modulus = [vec![0, 0xc1], vec![7; bytes - 1]].concat();
@@ -551,7 +550,7 @@ fn a_key_that_we_cannot_verify_with_is_refused_by_name() {
             &[tlv(0x30, &algorithm), tlv(3, &[vec![0], key].concat())].concat(),
         )
     };
-    assert!(matches!(jwk::Key::of(&rsa(256)), Some(jwk::Key::Rsa { e, .. }) if e == "AQAB"));
+    assert!(matches!(jwk::Key::of(&rsa(256)), Some(jwk::Key::Rsa { e, .. }) if e == [1, 0, 1]));
     assert_eq!(jwk::Key::of(&rsa(128)), None);
     assert_eq!(jwk::Key::of(&rsa(1025)), None);
 }
@@ -830,4 +829,175 @@ fn any_json() -> impl Strategy<Value = Value> {
             }),
         ]
     })
+}
+
+// --- JWT authorities
+
+fn jwt_document() -> Value {
+    let (one, two) = (
+        JwtSigner::new("k1"),
+        JwtSigner::of_kind("k2", KeyKind::P384),
+    );
+    let bundle = Made::root("td")
+        .bundle("td")
+        .with_jwt_authorities([one.authority(), two.authority()])
+        .unwrap();
+    published(&bundle)
+}
+
+#[test]
+fn jwt_16_jwt_17_tdb_11_a_published_jwt_authority_has_its_use_its_kid_and_its_key_alone() {
+    let document = jwt_document();
+    for (at, kid, crv) in [(1, "k1", "P-256"), (2, "k2", "P-384")] {
+        let key = document["keys"][at].as_object().unwrap();
+        assert_eq!(
+            key.keys().collect::<Vec<_>>(),
+            ["crv", "kid", "kty", "use", "x", "y"]
+        );
+        assert_eq!(
+            (&key["use"], &key["kid"]),
+            (&json!("jwt-svid"), &json!(kid))
+        );
+        assert_eq!((&key["kty"], &key["crv"]), (&json!("EC"), &json!(crv)));
+    }
+    let read = parse(&document).unwrap();
+    assert_eq!(
+        (read.x509_authorities().len(), read.jwt_authorities().len()),
+        (1, 2)
+    );
+    assert_eq!(published(&read), document);
+    assert_eq!(read.jwt_authority("k2"), Some(&read.jwt_authorities()[1]));
+    assert_eq!(read.jwt_authority("k3"), None);
+}
+
+#[test]
+fn wapi_45_wapi_46_a_jwks_holds_jwt_authorities_without_use_and_an_empty_list_when_there_are_none()
+{
+    let bundle = parse(&jwt_document()).unwrap().with_sequence(7);
+    let jwks: Value = serde_json::from_slice(&bundle.to_jwks_json()).unwrap();
+    assert_eq!(jwks.as_object().unwrap().len(), 1);
+    assert_eq!(jwks["keys"].as_array().unwrap().len(), 2);
+    for key in jwks["keys"].as_array().unwrap() {
+        let names: Vec<_> = key.as_object().unwrap().keys().collect();
+        assert_eq!(names, ["crv", "kid", "kty", "x", "y"]);
+    }
+    assert_eq!(
+        Made::root("td").bundle("td").to_jwks_json(),
+        br#"{"keys":[]}"#
+    );
+}
+
+#[test]
+fn jwt_17_a_jwt_authority_without_a_usable_kid_refuses_the_document() {
+    for kid in [
+        json!(null),
+        json!(""),
+        json!(1),
+        json!("a\nb"),
+        json!("x".repeat(256)),
+    ] {
+        let mut document = jwt_document();
+        document["keys"][1]["kid"] = kid;
+        let refused = parse(&document).unwrap_err();
+        let source = JwtAuthorityError::KeyId;
+        assert_eq!(
+            refused,
+            BundleError::JwtKey {
+                position: 1,
+                source
+            }
+        );
+        assert_eq!(refused.code(), "FNL0347");
+    }
+}
+
+#[test]
+fn tdb_8_tdb_10_a_jwt_key_of_an_unknown_kty_or_use_is_ignored_and_the_rest_kept() {
+    for (name, value) in [
+        ("kty", json!("AKP")),
+        ("kty", json!("OKP")),
+        ("kty", json!("oct")),
+        ("kty", json!(null)),
+        ("use", json!("JWT-SVID")),
+        ("use", json!("wit-svid")),
+        ("use", json!(null)),
+    ] {
+        let mut document = jwt_document();
+        document["keys"][1][name] = value.clone();
+        let read = parse(&document).unwrap();
+        assert_eq!(read.jwt_authorities().len(), 1, "{name} {value}");
+        assert_eq!(read.x509_authorities().len(), 1);
+    }
+}
+
+#[test]
+fn a_jwt_key_with_damaged_parameters_refuses_the_document() {
+    for (name, value) in [
+        ("crv", json!("P-257")),
+        ("crv", json!("p-256")),
+        ("crv", json!("P-384")),
+        ("crv", json!(null)),
+        ("x", json!("AA")),
+        ("x", json!("")),
+        ("y", json!(null)),
+        ("y", json!("=")),
+        ("kty", json!("RSA")),
+    ] {
+        let mut document = jwt_document();
+        document["keys"][1][name] = value.clone();
+        let source = JwtAuthorityError::Key;
+        let refused = Err(BundleError::JwtKey {
+            position: 1,
+            source,
+        });
+        assert_eq!(parse(&document), refused, "{name} {value}");
+    }
+}
+
+#[test]
+fn one_key_id_names_one_key() {
+    let (one, other) = (JwtSigner::new("k1"), JwtSigner::new("k1"));
+    let marked = one.authority().with_tainted(true);
+    let bundle = Bundle::new(td(), []).unwrap();
+    let twice = bundle
+        .clone()
+        .with_jwt_authorities([marked, one.authority()])
+        .unwrap();
+    assert_eq!(twice.jwt_authorities().len(), 1);
+    assert!(twice.jwt_authorities()[0].is_tainted());
+    let refused = bundle.with_jwt_authorities([one.authority(), other.authority()]);
+    assert_eq!(refused, Err(BundleError::KeyIdTwice));
+}
+
+#[test]
+fn no_more_jwt_authorities_than_the_limit() {
+    let signers = (0..=MAX_AUTHORITIES).map(|n| {
+        let spki = JwtSigner::new("k").authority().to_spki();
+        JwtAuthority::from_spki(&n.to_string(), &spki).unwrap()
+    });
+    let refused = Bundle::new(td(), []).unwrap().with_jwt_authorities(signers);
+    assert_eq!(refused, Err(BundleError::TooMany));
+}
+
+#[test]
+fn jwt_authorities_keep_their_key_through_both_forms() {
+    for kind in [KeyKind::P256, KeyKind::P384] {
+        let authority = JwtSigner::of_kind("k1", kind).authority();
+        assert_eq!(
+            JwtAuthority::from_spki("k1", &authority.to_spki()).unwrap(),
+            authority
+        );
+    }
+    let ed25519 = Made::root_with(Spec {
+        key: KeyKind::Ed25519,
+        ..Spec::authority("td", "root")
+    });
+    let refused = JwtAuthority::from_spki("k1", &ed25519.spki());
+    assert_eq!(refused, Err(JwtAuthorityError::Key));
+    for wrong in [&[][..], &[0x30, 0], &[ed25519.spki(), vec![0]].concat()] {
+        assert_eq!(
+            JwtAuthority::from_spki("k1", wrong),
+            Err(JwtAuthorityError::Key)
+        );
+    }
 }
