@@ -36,6 +36,7 @@ use self::permit::{Audit, Limit, Row};
 pub use self::status::Refusal;
 use crate::attestation::Attestors;
 use crate::authority::Authority;
+use crate::federation::Federation;
 use crate::fleet::Fleet;
 use crate::issuance::{Attribution, Issuer};
 use crate::metrics::Metrics;
@@ -53,6 +54,8 @@ pub struct Parts {
     pub book: EntryBook,
     /// The bundles of other trust domains.
     pub bundles: Arc<dyn Bundles>,
+    /// The relationships with other trust domains.
+    pub federation: Arc<Federation>,
     /// The agents.
     pub nodes: Arc<dyn Nodes>,
     /// Join tokens.
@@ -89,6 +92,7 @@ pub fn routes(parts: &Parts) -> Routes {
         .add_service(spire::entry(parts))
         .add_service(spire::svid(parts))
         .add_service(spire::bundle(parts))
+        .add_service(spire::trustdomain(parts))
         .add_service(spire::health(parts))
         .add_service(finial::feed(parts));
     routes.prepare()

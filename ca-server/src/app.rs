@@ -28,6 +28,7 @@ use crate::api::limit::Limits;
 use crate::attestation::{Attestors, ClusterError, Surroundings};
 use crate::authority::{Authority, AuthorityError};
 use crate::config::CaServerConfig;
+use crate::federation::Federation;
 use crate::fleet::Fleet;
 use crate::issuance::{Issuer, Lives};
 use crate::metrics::Metrics;
@@ -215,6 +216,7 @@ pub async fn build(config: &CaServerConfig, given: Given) -> anyhow::Result<App>
             stores.bundles.clone(),
         ),
         bundles: stores.bundles.clone(),
+        federation: Arc::new(Federation::new(stores.relationships.clone())),
         nodes: stores.nodes.clone(),
         tokens: stores.tokens.clone(),
         issuer: issuer.clone(),

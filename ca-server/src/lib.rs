@@ -8,6 +8,7 @@ pub mod config;
 // deciding
 pub mod attestation;
 pub mod authority;
+pub mod federation;
 pub mod issuance;
 pub mod registry;
 

@@ -44,6 +44,8 @@ pub struct Stores {
     pub tokens: Arc<dyn Tokens>,
     /// Our own bundle and those of other trust domains.
     pub bundles: Arc<dyn Bundles>,
+    /// From where those are fetched.
+    pub relationships: Arc<dyn Relationships>,
     /// The authority's journal.
     pub journal: Arc<dyn Journal>,
     /// Every certificate, before it is handed out.
@@ -75,6 +77,7 @@ impl Stores {
             nodes: store.clone(),
             tokens: store.clone(),
             bundles: store.clone(),
+            relationships: store.clone(),
             journal: store.clone(),
             issued: store.clone(),
             changes: store,
@@ -384,6 +387,58 @@ pub enum DeletedBundle {
     NotFound,
     /// So many entries federate with the trust domain; nothing was removed.
     InUse(usize),
+}
+
+/// From where the bundle of another trust domain is fetched: data only.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Relationship {
+    /// Whose bundle.
+    pub trust_domain: TrustDomain,
+    /// Where.
+    pub bundle_endpoint_url: String,
+    /// By what the endpoint is known.
+    pub profile: EndpointProfile,
+    /// The number of its last change; set by the store.
+    pub revision: u64,
+}
+
+/// By what a bundle endpoint is known (SPIFFE Federation 5.2).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EndpointProfile {
+    /// By its name and the public Web PKI.
+    HttpsWeb,
+    /// By its SPIFFE ID.
+    HttpsSpiffe {
+        /// Who must answer.
+        endpoint_id: SpiffeId,
+    },
+}
+
+/// The relationships with other trust domains.
+pub trait Relationships: Send + Sync {
+    /// One.
+    fn get(&self, trust_domain: &TrustDomain) -> StoreFuture<'_, Option<Arc<Relationship>>>;
+    /// All, in the order of their trust domains.
+    fn list(&self) -> StoreFuture<'_, Vec<Arc<Relationship>>>;
+    /// Stores one if what is there has the revision `expected` (`None`: if nothing is there), together with a bundle of
+    /// its trust domain where one is given.
+    fn replace(
+        &self,
+        relationship: Relationship,
+        expected: Option<u64>,
+        bundle: Option<StoredBundle>,
+    ) -> StoreFuture<'_, ReplacedRelationship>;
+    /// Removes one; it is returned. The bundle stays.
+    fn delete(&self, trust_domain: &TrustDomain) -> StoreFuture<'_, Option<Arc<Relationship>>>;
+}
+
+/// The outcome of [`Relationships::replace`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReplacedRelationship {
+    /// Stored; this is the new state.
+    Done(Arc<Relationship>),
+    /// Something else is there: this.
+    Other(Option<Arc<Relationship>>),
 }
 
 /// What the own bundle shall hold; the store gives it its sequence number.

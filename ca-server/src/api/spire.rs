@@ -5,6 +5,7 @@ mod bundle;
 mod entry;
 mod item;
 mod svid;
+mod trustdomain;
 
 use std::collections::BTreeSet;
 
@@ -15,6 +16,7 @@ use proto::spire::api::server::agent::v1::agent_server::AgentServer;
 use proto::spire::api::server::bundle::v1::bundle_server::BundleServer;
 use proto::spire::api::server::entry::v1::entry_server::EntryServer;
 use proto::spire::api::server::svid::v1::svid_server::SvidServer;
+use proto::spire::api::server::trustdomain::v1::trust_domain_server::TrustDomainServer;
 use proto::spire::api::types::selector_match::MatchBehavior;
 use tonic::{Code, Status};
 use tonic_health::pb::health_server::{Health, HealthServer};
@@ -40,6 +42,11 @@ pub(super) fn svid(parts: &Parts) -> SvidServer<svid::Service> {
 
 pub(super) fn bundle(parts: &Parts) -> BundleServer<bundle::Service> {
     BundleServer::new(bundle::Service::new(parts.clone()))
+        .max_decoding_message_size(LARGEST_MESSAGE)
+}
+
+pub(super) fn trustdomain(parts: &Parts) -> TrustDomainServer<trustdomain::Service> {
+    TrustDomainServer::new(trustdomain::Service::new(parts.clone()))
         .max_decoding_message_size(LARGEST_MESSAGE)
 }
 

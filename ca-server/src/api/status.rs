@@ -12,6 +12,7 @@ use tonic::{Code, Status};
 
 use super::caller::NotACaller;
 use crate::attestation::{AttestError, K8sRefused};
+use crate::federation::EndpointUrlError;
 use crate::issuance::{CsrError, IssueError};
 use crate::registry::{CreateError, NotAuthorized, PageError};
 use crate::store::StoreError;
@@ -211,6 +212,12 @@ impl From<WireError> for Refusal {
 impl From<EntryIdError> for Refusal {
     fn from(error: EntryIdError) -> Self {
         Self::new("FNL1241", Code::InvalidArgument, error.to_string())
+    }
+}
+
+impl From<EndpointUrlError> for Refusal {
+    fn from(error: EndpointUrlError) -> Self {
+        Self::new(error.code(), Code::InvalidArgument, error.to_string())
     }
 }
 

@@ -41,6 +41,7 @@ use crate::store::Stores;
 mod agents;
 mod bundles;
 mod entries;
+mod federation;
 
 struct Server {
     address: String,

@@ -38,6 +38,7 @@ macro_rules! suite {
             foreign_bundles_are_stored_replaced_and_removed
             a_bundle_is_replaced_only_by_who_saw_the_newest
             what_becomes_of_entries_when_a_bundle_goes_is_the_callers_choice
+            relationships_are_stored_with_their_first_bundle_and_removed_without_it
             the_journal_is_read_as_it_was_written
             a_certificate_is_remembered_before_it_is_handed_out
             pruning_many_certificates_forgets_them_all
@@ -948,6 +949,54 @@ pub(super) async fn what_becomes_of_entries_when_a_bundle_goes_is_the_callers_ch
     assert_eq!(users[0].id.as_str(), "a");
     let left: Vec<_> = names().await.into_iter().map(|(name, _)| name).collect();
     assert_eq!(left, ["b", "c"]);
+}
+
+pub(super) async fn relationships_are_stored_with_their_first_bundle_and_removed_without_it(
+    stores: Stores,
+) {
+    let other: TrustDomain = "other.test".parse().expect("a trust domain");
+    let relationship = |url: &str| Relationship {
+        trust_domain: "other.test".parse().expect("a trust domain"),
+        bundle_endpoint_url: url.into(),
+        profile: EndpointProfile::HttpsSpiffe {
+            endpoint_id: "spiffe://other.test/spire/server".parse().expect("an ID"),
+        },
+        revision: 0,
+    };
+    let bundle = StoredBundle {
+        trust_domain: other.clone(),
+        x509_authorities: vec![vec![7; 600]],
+        sequence: 1,
+        refresh_hint: None,
+        revision: 0,
+    };
+    let replace = async |url: &str, expected, bundle| {
+        let relationship = relationship(url);
+        let relationships = &stores.relationships;
+        let replaced = relationships.replace(relationship, expected, bundle).await;
+        replaced.expect("answered")
+    };
+    let missing = replace("https://a", Some(1), None).await;
+    assert_eq!(missing, ReplacedRelationship::Other(None));
+    let ReplacedRelationship::Done(first) = replace("https://a", None, Some(bundle)).await else {
+        panic!("it is new");
+    };
+    assert!(stores.bundles.get(&other).await.expect("read").is_some());
+    let taken = replace("https://b", None, None).await;
+    assert_eq!(taken, ReplacedRelationship::Other(Some(first.clone())));
+    let second = replace("https://b", Some(first.revision), None).await;
+    let ReplacedRelationship::Done(second) = second else {
+        panic!("nobody was faster");
+    };
+    assert!(second.revision > first.revision);
+    let all = stores.relationships.list().await.expect("read");
+    assert_eq!(all, std::slice::from_ref(&second));
+    let gone = stores.relationships.delete(&other).await.expect("answered");
+    assert_eq!(gone, Some(second));
+    let gone = stores.relationships.delete(&other).await.expect("answered");
+    assert_eq!(gone, None);
+    assert!(stores.bundles.get(&other).await.expect("read").is_some());
+    assert_eq!(stores.relationships.get(&other).await.expect("read"), None);
 }
 
 pub(super) async fn the_journal_is_read_as_it_was_written(stores: Stores) {

@@ -30,6 +30,7 @@ pub(super) enum Table {
     ForeignBundle = 8,
     Journal = 9,
     Issued = 10,
+    Relationship = 12,
 }
 
 impl Table {

@@ -13,14 +13,15 @@ use tokio::sync::watch;
 use super::codec::{decode, sha256};
 use super::engine::{Engine, ISSUED, Table, Tx, Work};
 use super::records::{
-    BundleRow, CounterRow, EntryRow, IssuedRow, IssuedRows, JournalRow, NodeRow, TokenRow,
-    TombstoneRow,
+    BundleRow, CounterRow, EntryRow, IssuedRow, IssuedRows, JournalRow, NodeRow, RelationshipRow,
+    TokenRow, TombstoneRow,
 };
 use super::view::{Event, Gone};
 use super::{
     Attested, BundleContent, Bundles, ChangeSet, Changes, CreatedEntry, DeletedBundle, Entries,
-    Issued, IssuedRecord, Journal, JtiUse, NewToken, Node, Nodes, RenewedSerial, Replaced, Spent,
-    SpentJti, StoreError, StoreFuture, StoreHealth, StoredBundle, Tokens, UpdatedEntry, Users,
+    Issued, IssuedRecord, Journal, JtiUse, NewToken, Node, Nodes, Relationship, Relationships,
+    RenewedSerial, Replaced, ReplacedRelationship, Spent, SpentJti, StoreError, StoreFuture,
+    StoreHealth, StoredBundle, Tokens, UpdatedEntry, Users,
 };
 
 /// The store over an engine.
@@ -573,6 +574,66 @@ fn release(
     apart.federates_with.remove(domain);
     store_entry(tx, apart)?;
     Ok(())
+}
+
+// --- federation relationships
+
+fn relationship(tx: &Tx<'_>, domain: &TrustDomain) -> Result<Option<Relationship>, StoreError> {
+    tx.get::<RelationshipRow>(Table::Relationship, domain.to_string().as_bytes())?
+        .map(Relationship::try_from)
+        .transpose()
+}
+
+impl<E: Engine> Relationships for Store<E> {
+    fn get(&self, trust_domain: &TrustDomain) -> StoreFuture<'_, Option<Arc<Relationship>>> {
+        let view = self.engine.view().read();
+        self.seen(view.relationships.get(trust_domain).cloned())
+    }
+
+    fn list(&self) -> StoreFuture<'_, Vec<Arc<Relationship>>> {
+        let view = self.engine.view().read();
+        self.seen(view.relationships.values().cloned().collect())
+    }
+
+    fn replace(
+        &self,
+        mut new: Relationship,
+        expected: Option<u64>,
+        bundle: Option<StoredBundle>,
+    ) -> StoreFuture<'_, ReplacedRelationship> {
+        self.change(move |tx| {
+            let domain = new.trust_domain.clone();
+            let old = relationship(tx, &domain)?;
+            if old.as_ref().map(|old| old.revision) != expected {
+                return Ok(ReplacedRelationship::Other(old.map(Arc::new)));
+            }
+            if let Some(bundle) = bundle {
+                let known = foreign_bundle(tx, &domain)?;
+                store_foreign_bundle(tx, bundle, known)?;
+            }
+            new.revision = tx.next_revision()?;
+            tx.put(
+                Table::Relationship,
+                domain.to_string().as_bytes(),
+                &RelationshipRow::from(&new),
+            )?;
+            let new = Arc::new(new);
+            tx.show(Event::Relationship(new.clone()));
+            Ok(ReplacedRelationship::Done(new))
+        })
+    }
+
+    fn delete(&self, trust_domain: &TrustDomain) -> StoreFuture<'_, Option<Arc<Relationship>>> {
+        let domain = trust_domain.clone();
+        self.removal(move |tx| {
+            let Some(old) = relationship(tx, &domain)? else {
+                return Ok(None);
+            };
+            tx.remove(Table::Relationship, domain.to_string().as_bytes());
+            tx.show(Event::NoRelationship(domain));
+            Ok(Some(Arc::new(old)))
+        })
+    }
 }
 
 impl<E: Engine> Journal for Store<E> {

@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use super::codec::{Row, unreadable};
 use super::{
-    IssuedRecord, JtiUse, KubernetesFacts, NewToken, Node, RenewedSerial, StoreError, StoredBundle,
+    EndpointProfile, IssuedRecord, JtiUse, KubernetesFacts, NewToken, Node, Relationship,
+    RenewedSerial, StoreError, StoredBundle,
 };
 
 macro_rules! row {
@@ -246,6 +247,48 @@ impl TryFrom<BundleRow> for StoredBundle {
             x509_authorities: row.x509_authorities,
             sequence: row.sequence,
             refresh_hint: row.refresh_hint,
+            revision: row.revision,
+        })
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+pub(super) struct RelationshipRow {
+    trust_domain: String,
+    bundle_endpoint_url: String,
+    /// None: known by the public Web PKI.
+    endpoint_id: Option<String>,
+    revision: u64,
+}
+row!(RelationshipRow, "federation relationship", 1);
+
+impl From<&Relationship> for RelationshipRow {
+    fn from(relationship: &Relationship) -> Self {
+        Self {
+            trust_domain: relationship.trust_domain.to_string(),
+            bundle_endpoint_url: relationship.bundle_endpoint_url.clone(),
+            endpoint_id: match &relationship.profile {
+                EndpointProfile::HttpsWeb => None,
+                EndpointProfile::HttpsSpiffe { endpoint_id } => Some(endpoint_id.to_string()),
+            },
+            revision: relationship.revision,
+        }
+    }
+}
+
+impl TryFrom<RelationshipRow> for Relationship {
+    type Error = StoreError;
+
+    fn try_from(row: RelationshipRow) -> Result<Self, StoreError> {
+        Ok(Self {
+            trust_domain: parse::<RelationshipRow, _>(&row.trust_domain)?,
+            bundle_endpoint_url: row.bundle_endpoint_url,
+            profile: match row.endpoint_id {
+                None => EndpointProfile::HttpsWeb,
+                Some(id) => EndpointProfile::HttpsSpiffe {
+                    endpoint_id: parse::<RelationshipRow, _>(&id)?,
+                },
+            },
             revision: row.revision,
         })
     }

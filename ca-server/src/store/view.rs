@@ -10,8 +10,8 @@ use tokio::sync::watch;
 
 use super::codec::{decode, unreadable};
 use super::engine::{FORGOTTEN, Pages, REVISION, Table};
-use super::records::{BundleRow, CounterRow, EntryRow, NodeRow, TombstoneRow};
-use super::{ChangeSet, Node, StoreError, StoredBundle};
+use super::records::{BundleRow, CounterRow, EntryRow, NodeRow, RelationshipRow, TombstoneRow};
+use super::{ChangeSet, Node, Relationship, StoreError, StoredBundle};
 
 /// How many removals are remembered, so that an agent that was away can still be told what went.
 pub(super) const TOMBSTONES: usize = 10_000;
@@ -22,6 +22,8 @@ pub(super) enum Event {
     Node(Arc<Node>),
     OwnBundle(Arc<StoredBundle>),
     ForeignBundle(Arc<StoredBundle>),
+    Relationship(Arc<Relationship>),
+    NoRelationship(TrustDomain),
     Gone(u64, Gone),
     /// Tombstones up to this revision were thrown away.
     Forgotten(u64),
@@ -50,6 +52,8 @@ pub(super) struct View {
     pub(super) nodes: BTreeMap<SpiffeId, Arc<Node>>,
     pub(super) own_bundle: Option<Arc<StoredBundle>>,
     pub(super) foreign_bundles: BTreeMap<TrustDomain, Arc<StoredBundle>>,
+    /// No agent hears of these, so they are not in the order of changes.
+    pub(super) relationships: BTreeMap<TrustDomain, Arc<Relationship>>,
     order: BTreeMap<u64, At>,
     tombstones: usize,
     forgotten: u64,
@@ -86,6 +90,12 @@ impl View {
         each(pages, Table::ForeignBundle, |_, row| {
             events.push(Event::ForeignBundle(Arc::new(
                 decode::<BundleRow>(row)?.try_into()?,
+            )));
+            Ok(())
+        })?;
+        each(pages, Table::Relationship, |_, row| {
+            events.push(Event::Relationship(Arc::new(
+                decode::<RelationshipRow>(row)?.try_into()?,
             )));
             Ok(())
         })?;
@@ -139,6 +149,13 @@ impl View {
                         .insert(bundle.trust_domain.clone(), bundle),
                 );
                 self.unlist(at, old.map(|old| old.revision));
+            }
+            Event::Relationship(relationship) => {
+                let domain = relationship.trust_domain.clone();
+                self.relationships.insert(domain, relationship);
+            }
+            Event::NoRelationship(domain) => {
+                self.relationships.remove(&domain);
             }
             Event::Gone(revision, gone) => {
                 let old = match &gone {

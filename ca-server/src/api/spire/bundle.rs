@@ -15,7 +15,8 @@ use proto::spire::api::server::bundle::v1::batch_delete_federated_bundle_request
 use proto::spire::api::types;
 use tonic::{Code, Request, Response, Status};
 
-use self::federated::{Write, foreign, not_found, shown};
+pub(super) use self::federated::shown;
+use self::federated::{Write, foreign, not_found};
 use self::mask::masked;
 use super::super::caller::Caller;
 use super::super::{Call, Parts, Refusal};

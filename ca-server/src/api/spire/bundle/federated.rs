@@ -155,7 +155,7 @@ fn read(wire: types::Bundle) -> Result<StoredBundle, Refusal> {
 }
 
 /// A stored bundle for the wire.
-pub(super) fn shown(stored: &StoredBundle) -> Result<types::Bundle, Refusal> {
+pub(in super::super) fn shown(stored: &StoredBundle) -> Result<types::Bundle, Refusal> {
     let bundle = stored
         .to_bundle()
         .map_err(crate::issuance::IssueError::from)?;
