@@ -233,17 +233,11 @@ async fn join(server: &Server, admin: &AdminClient) -> Channel {
         .svid;
     let parent_id = svid.id().clone();
     for number in 0..ENTRIES {
+        let id = format!("spiffe://bench.test/w/{number}");
         let entry = NewEntry {
             id: format!("e{number}"),
-            spiffe_id: format!("spiffe://bench.test/w/{number}")
-                .parse()
-                .expect("an ID"),
-            parent_id: parent_id.clone(),
             selectors: vec!["unix:uid:1000".parse().expect("a selector")],
-            x509_svid_ttl: 0,
-            dns_names: Vec::new(),
-            hint: String::new(),
-            admin: false,
+            ..NewEntry::new(id.parse().expect("an ID"), parent_id.clone())
         };
         admin.create_entry(&entry).await.expect("an entry");
     }

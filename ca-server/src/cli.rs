@@ -1,20 +1,25 @@
 //! The command line: the daemon's own verbs, and those of a local administrator over the socket.
 //! Trusts clap for the grammar. Data goes to stdout, everything else to stderr; the exit codes are those of every program of ours.
 
+mod agent;
+mod args;
+mod entry;
+mod error;
 mod show;
+mod spire;
 
-use std::path::PathBuf;
+use std::io::Write;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
-use mesh_identity::{DnsName, Selector, SpiffeId};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use mesh_identity::SpiffeId;
 use mesh_runtime::cli::{self, CommonArgs, ConfigArgs, ConfigCommand, Exit, Output, RunArgs};
-use mesh_runtime::errors::Report;
 use mesh_runtime::telemetry;
-use tonic::Code;
 
-use crate::api::client::{AdminClient, ClientError, NewEntry};
+use self::args::Socket;
+use self::error::CommandError;
+use crate::api::client::ClientError;
 use crate::app;
-use crate::config::{CaServerConfig, DEFAULT_ADMIN_SOCKET};
+use crate::config::CaServerConfig;
 
 /// The certificate authority of a trust domain.
 #[derive(Debug, Parser)]
@@ -33,7 +38,13 @@ enum Verb {
     /// Report every mistake in the configuration
     Validate(ConfigArgs),
     /// Ask a running server whether it is ready
-    Healthcheck(Socket),
+    Healthcheck {
+        #[command(flatten)]
+        socket: Socket,
+        /// SPIRE's flag; every check is as shallow
+        #[arg(long, hide = true)]
+        shallow: bool,
+    },
     /// Print, explain and check configurations
     Config {
         #[command(subcommand)]
@@ -47,7 +58,7 @@ enum Verb {
     /// Registration entries
     Entry {
         #[command(subcommand)]
-        verb: EntryVerb,
+        verb: entry::EntryVerb,
     },
     /// The trust bundle
     Bundle {
@@ -57,16 +68,8 @@ enum Verb {
     /// Agents
     Agent {
         #[command(subcommand)]
-        verb: AgentVerb,
+        verb: agent::AgentVerb,
     },
-}
-
-/// Which server.
-#[derive(Clone, Debug, Args)]
-struct Socket {
-    /// The server's admin socket
-    #[arg(long, alias = "socketPath", value_name = "PATH", default_value = DEFAULT_ADMIN_SOCKET)]
-    admin_socket: PathBuf,
 }
 
 #[derive(Debug, Subcommand)]
@@ -82,70 +85,6 @@ enum TokenVerb {
         #[arg(long, value_name = "SECONDS", default_value_t = 600)]
         ttl: i32,
     },
-}
-
-#[derive(Debug, Subcommand)]
-enum EntryVerb {
-    /// Create an entry
-    Create(CreateEntry),
-    /// Show entries
-    Show {
-        #[command(flatten)]
-        socket: Socket,
-        /// Only the one with this id
-        #[arg(long, alias = "entryID", value_name = "ENTRY")]
-        entry_id: Option<String>,
-        /// Only those with this SPIFFE ID
-        #[arg(long, alias = "spiffeID", value_name = "ID")]
-        spiffe_id: Option<SpiffeId>,
-        /// Only those below this parent
-        #[arg(long, alias = "parentID", value_name = "ID")]
-        parent_id: Option<SpiffeId>,
-    },
-    /// Delete an entry
-    Delete {
-        #[command(flatten)]
-        socket: Socket,
-        /// Which
-        #[arg(long, alias = "entryID", value_name = "ENTRY")]
-        entry_id: String,
-    },
-}
-
-#[derive(Debug, Args)]
-struct CreateEntry {
-    #[command(flatten)]
-    socket: Socket,
-    /// The identity
-    #[arg(long, alias = "spiffeID", value_name = "ID")]
-    spiffe_id: SpiffeId,
-    /// The agent, node alias or workload below which it applies
-    #[arg(long, alias = "parentID", value_name = "ID")]
-    parent_id: SpiffeId,
-    /// What a process must have; repeatable, all are needed
-    #[arg(long, value_name = "TYPE:VALUE", required = true)]
-    selector: Vec<Selector>,
-    /// Its id; the server chooses one if absent
-    #[arg(long, alias = "entryID", value_name = "ENTRY", default_value = "")]
-    entry_id: String,
-    /// Life of X509-SVIDs in seconds; 0: the server's default
-    #[arg(
-        long,
-        alias = "x509SVIDTTL",
-        alias = "x509-svid-ttl",
-        value_name = "SECONDS",
-        default_value_t = 0
-    )]
-    ttl: i32,
-    /// A DNS name for the certificate; repeatable
-    #[arg(long, value_name = "NAME")]
-    dns: Vec<DnsName>,
-    /// Told to the workload, so that it can tell its identities apart
-    #[arg(long, value_name = "TEXT", default_value = "")]
-    hint: String,
-    /// The holder is an administrator of this server
-    #[arg(long)]
-    admin: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -169,13 +108,26 @@ enum BundleFormat {
     Spiffe,
 }
 
-#[derive(Debug, Subcommand)]
-enum AgentVerb {
-    /// List agents
-    List {
-        #[command(flatten)]
-        socket: Socket,
-    },
+impl Cli {
+    /// Reads the arguments of this process, in our spelling or in SPIRE's. Ends the process if they are wrong.
+    pub fn of_process() -> Self {
+        let mut grammar = Self::command();
+        let (arguments, spires) = spire::translated(&grammar, std::env::args_os().collect());
+        let read = grammar
+            .try_get_matches_from_mut(arguments)
+            .and_then(|matches| Self::from_arg_matches(&matches))
+            .map_err(|error| error.format(&mut grammar));
+        let cli = read.unwrap_or_else(|error| error.exit());
+        if spires && !cli.common.quiet {
+            // A hint only: when standard error is gone there is nobody to tell.
+            writeln!(
+                std::io::stderr(),
+                "hint: SPIRE's flags are understood; ours have two dashes, as in --spiffe-id"
+            )
+            .ok();
+        }
+        cli
+    }
 }
 
 /// Runs the program.
@@ -187,7 +139,7 @@ pub fn main(cli: Cli) -> Exit {
         Verb::Run(args) => run(&args, &common),
         verb => match on_one_thread(ask(verb, &common)) {
             Ok(exit) => exit,
-            Err(error) => refused(&error, &common),
+            Err(error) => error::refused(&error, &common),
         },
     }
 }
@@ -206,31 +158,9 @@ fn run(args: &RunArgs, common: &CommonArgs) -> Exit {
     }
 }
 
-fn refused(error: &ClientError, common: &CommonArgs) -> Exit {
-    let mut report = Report::of(error);
-    let exit = match error {
-        ClientError::Unreachable { .. } => {
-            report = report.note("is ca-server running, and may you open its admin socket?");
-            Exit::Unreachable
-        }
-        ClientError::Refused { grpc, fnl, .. } => {
-            if let Some(code) = fnl {
-                report = report.note(format!("the server says {code}"));
-            }
-            match grpc {
-                Code::PermissionDenied | Code::Unauthenticated => Exit::NotAllowed,
-                Code::DeadlineExceeded => Exit::TimedOut,
-                Code::Unavailable => Exit::Unreachable,
-                _ => Exit::Failed,
-            }
-        }
-        ClientError::Unreadable(_) => Exit::Failed,
-    };
-    cli::report(&report, common);
-    exit
-}
-
-fn on_one_thread<T>(work: impl Future<Output = Result<T, ClientError>>) -> Result<T, ClientError> {
+fn on_one_thread<T>(
+    work: impl Future<Output = Result<T, CommandError>>,
+) -> Result<T, CommandError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -238,12 +168,14 @@ fn on_one_thread<T>(work: impl Future<Output = Result<T, ClientError>>) -> Resul
     runtime.block_on(work)
 }
 
-async fn ask(verb: Verb, common: &CommonArgs) -> Result<Exit, ClientError> {
+async fn ask(verb: Verb, common: &CommonArgs) -> Result<Exit, CommandError> {
     let output = common.output;
     match verb {
         Verb::Run(_) | Verb::Validate(_) | Verb::Config { .. } => Ok(Exit::Usage),
-        Verb::Healthcheck(socket) => {
-            let ready = connect(&socket).await?.is_ready().await?;
+        Verb::Entry { verb } => entry::run(verb, output).await,
+        Verb::Agent { verb } => agent::run(verb, output).await,
+        Verb::Healthcheck { socket, .. } => {
+            let ready = socket.connect().await?.is_ready().await?;
             let text = match output {
                 Output::Json => format!("{{\"ready\":{ready}}}\n"),
                 Output::Table if common.quiet => String::new(),
@@ -261,60 +193,14 @@ async fn ask(verb: Verb, common: &CommonArgs) -> Result<Exit, ClientError> {
                     ttl,
                 },
         } => {
-            let (token, expires_at) = connect(&socket)
-                .await?
-                .create_token(spiffe_id.as_ref(), ttl)
-                .await?;
+            let client = socket.connect().await?;
+            let (token, expires_at) = client.create_token(spiffe_id.as_ref(), ttl).await?;
             Ok(cli::print(&show::token(&token, expires_at, output)))
-        }
-        Verb::Entry {
-            verb: EntryVerb::Create(new),
-        } => {
-            let client = connect(&new.socket).await?;
-            let entry = client
-                .create_entry(&NewEntry {
-                    id: new.entry_id,
-                    spiffe_id: new.spiffe_id,
-                    parent_id: new.parent_id,
-                    selectors: new.selector,
-                    x509_svid_ttl: new.ttl,
-                    dns_names: new.dns,
-                    hint: new.hint,
-                    admin: new.admin,
-                })
-                .await?;
-            Ok(cli::print(&show::entry(&entry, output)))
-        }
-        Verb::Entry {
-            verb:
-                EntryVerb::Show {
-                    socket,
-                    entry_id,
-                    spiffe_id,
-                    parent_id,
-                },
-        } => {
-            let client = connect(&socket).await?;
-            let entries = match entry_id {
-                Some(id) => vec![client.entry(&id).await?],
-                None => {
-                    client
-                        .entries(spiffe_id.as_ref(), parent_id.as_ref())
-                        .await?
-                }
-            };
-            Ok(cli::print(&show::entries(&entries, output)))
-        }
-        Verb::Entry {
-            verb: EntryVerb::Delete { socket, entry_id },
-        } => {
-            connect(&socket).await?.delete_entry(&entry_id).await?;
-            Ok(cli::print(&show::deleted(&entry_id, output)))
         }
         Verb::Bundle {
             verb: BundleVerb::Show { socket, format },
         } => {
-            let bundle = connect(&socket).await?.bundle().await?;
+            let bundle = socket.connect().await?.bundle().await?;
             let text = match format {
                 BundleFormat::Pem => bundle.to_pem(),
                 BundleFormat::Spiffe => {
@@ -323,15 +209,8 @@ async fn ask(verb: Verb, common: &CommonArgs) -> Result<Exit, ClientError> {
             };
             Ok(cli::print(&text))
         }
-        Verb::Agent {
-            verb: AgentVerb::List { socket },
-        } => {
-            let agents = connect(&socket).await?.agents().await?;
-            Ok(cli::print(&show::agents(&agents, output)))
-        }
     }
 }
 
-async fn connect(socket: &Socket) -> Result<AdminClient, ClientError> {
-    AdminClient::connect(&socket.admin_socket).await
-}
+#[cfg(test)]
+mod tests;

@@ -1,5 +1,6 @@
 //! The proof: true programs, started as a user starts them. One topic per file.
 
+mod admin;
 mod crash;
 mod deploy;
 mod dev;

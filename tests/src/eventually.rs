@@ -1,15 +1,11 @@
 //! Waiting for what real processes do: polls until true, never sleeps a fixed time.
 
-use std::{future::Future, time::Duration};
+use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout_at};
 
 /// Whether `condition` became true within `limit`.
-pub async fn within<F, Fut>(limit: Duration, mut condition: F) -> bool
-where
-    F: FnMut() -> Fut,
-    Fut: Future<Output = bool>,
-{
+pub async fn within(limit: Duration, mut condition: impl AsyncFnMut() -> bool) -> bool {
     let deadline = Instant::now() + limit;
     loop {
         match timeout_at(deadline, condition()).await {

@@ -214,16 +214,21 @@ impl Server {
     }
 }
 
+fn named(id: &SpiffeId) -> crate::registry::EntryFilter {
+    crate::registry::EntryFilter {
+        spiffe_id: Some(id.clone()),
+        ..Default::default()
+    }
+}
+
 fn new_entry(name: &str, parent: &SpiffeId) -> NewEntry {
     NewEntry {
         id: name.into(),
-        spiffe_id: format!("spiffe://dev.test/{name}").parse().unwrap(),
-        parent_id: parent.clone(),
         selectors: vec!["unix:uid:1".parse().unwrap()],
-        x509_svid_ttl: 0,
-        dns_names: vec![],
-        hint: String::new(),
-        admin: false,
+        ..NewEntry::new(
+            format!("spiffe://dev.test/{name}").parse().unwrap(),
+            parent.clone(),
+        )
     }
 }
 
@@ -448,7 +453,7 @@ async fn a_token_with_a_name_makes_an_alias_below_the_agent_and_evicting_removes
     let name: SpiffeId = "spiffe://dev.test/node".parse().unwrap();
     let (token, _) = server.admin.create_token(Some(&name), 600).await.unwrap();
     let agent = server.join_with(&token).await.unwrap();
-    let alias = server.admin.entries(Some(&name), None).await.unwrap();
+    let alias = server.admin.entries(&named(&name)).await.unwrap();
     assert_eq!((alias.len(), &alias[0].parent_id), (1, &agent.id));
     server.entry("web", &name).await;
     assert!(
@@ -466,7 +471,7 @@ async fn a_token_with_a_name_makes_an_alias_below_the_agent_and_evicting_removes
     assert!(
         server
             .admin
-            .entries(Some(&name), None)
+            .entries(&named(&name))
             .await
             .unwrap()
             .is_empty()

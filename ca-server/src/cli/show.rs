@@ -1,6 +1,6 @@
 //! How answers are printed: aligned lines for people, JSON with fixed keys for programs. No fact is only in one of them.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use mesh_identity::Entry;
 use mesh_runtime::cli::Output;
@@ -32,8 +32,11 @@ pub(super) fn entries(entries: &[Entry], output: Output) -> String {
         })),
         Output::Table => {
             let all: Vec<_> = entries.iter().map(entry_text).collect();
-            let noun = if all.len() == 1 { "entry" } else { "entries" };
-            format!("Found {} {noun}\n{}", all.len(), all.join("\n"))
+            format!(
+                "Found {}\n{}",
+                counted(all.len(), "entry", "entries"),
+                all.join("\n")
+            )
         }
     }
 }
@@ -45,6 +48,49 @@ pub(super) fn deleted(id: &str, output: Output) -> String {
     }
 }
 
+pub(super) fn all_deleted(ids: &[&str], output: Output) -> String {
+    match output {
+        Output::Json => line(&json!({ "deleted": ids })),
+        Output::Table => {
+            let rows: String = ids
+                .iter()
+                .map(|id| format!("Deleted entry with ID: {id}\n"))
+                .collect();
+            format!("{rows}Deleted {}\n", counted(ids.len(), "entry", "entries"))
+        }
+    }
+}
+
+pub(super) fn count(count: i32, one: &str, many: &str, output: Output) -> String {
+    match output {
+        Output::Json => line(&json!({ "count": count })),
+        Output::Table => format!("{count} {}\n", if count == 1 { one } else { many }),
+    }
+}
+
+/// What happened to which agents.
+pub(super) fn done(word: &str, ids: &[&str], output: Output) -> String {
+    match output {
+        Output::Json => line(&json!({ word: ids })),
+        Output::Table if ids.is_empty() => format!("No agents {word}\n"),
+        Output::Table => ids
+            .iter()
+            .map(|id| format!("Agent {word}: {id}\n"))
+            .collect(),
+    }
+}
+
+pub(super) fn agent(agent: &ListedAgent, output: Output) -> String {
+    match output {
+        Output::Json => line(&agent_json(agent)),
+        Output::Table => agent_text(agent),
+    }
+}
+
+fn counted(count: usize, one: &str, many: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { many })
+}
+
 pub(super) fn agents(agents: &[ListedAgent], output: Output) -> String {
     match output {
         Output::Json => line(&json!({
@@ -52,8 +98,8 @@ pub(super) fn agents(agents: &[ListedAgent], output: Output) -> String {
         })),
         Output::Table => {
             let all: Vec<_> = agents.iter().map(agent_text).collect();
-            let noun = if all.len() == 1 { "agent" } else { "agents" };
-            format!("Found {} attested {noun}\n{}", all.len(), all.join("\n"))
+            let found = counted(all.len(), "attested agent", "attested agents");
+            format!("Found {found}\n{}", all.join("\n"))
         }
     }
 }
@@ -65,10 +111,14 @@ fn entry_json(entry: &Entry) -> Value {
         "parentId": entry.parent_id.as_str(),
         "selectors": entry.selectors.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "x509SvidTtl": entry.x509_svid_ttl.map(|ttl| ttl.as_secs()),
+        "jwtSvidTtl": entry.jwt_svid_ttl.map(|ttl| ttl.as_secs()),
         "dnsNames": entry.dns_names.iter().map(|name| name.as_str()).collect::<Vec<_>>(),
         "federatesWith": entry.federates_with.iter().map(|domain| domain.as_str()).collect::<Vec<_>>(),
         "admin": entry.admin,
         "downstream": entry.downstream,
+        "storeSvid": entry.store_svid,
+        "disableX509SvidPrefetch": entry.disable_x509_svid_prefetch,
+        "jwtSvidIncludeJti": entry.jwt_svid_include_jti,
         "hint": entry.hint,
         "revision": entry.revision,
         "createdAt": rfc3339(entry.created_at),
@@ -82,12 +132,8 @@ fn entry_text(entry: &Entry) -> String {
         ("SPIFFE ID", entry.spiffe_id.to_string()),
         ("Parent ID", entry.parent_id.to_string()),
         ("Revision", entry.revision.to_string()),
-        (
-            "X509-SVID TTL",
-            entry
-                .x509_svid_ttl
-                .map_or("default".to_owned(), |ttl| ttl.as_secs().to_string()),
-        ),
+        ("X509-SVID TTL", ttl(entry.x509_svid_ttl)),
+        ("JWT-SVID TTL", ttl(entry.jwt_svid_ttl)),
         ("Created", rfc3339(entry.created_at)),
     ]);
     for selector in &entry.selectors {
@@ -99,7 +145,13 @@ fn entry_text(entry: &Entry) -> String {
     for domain in &entry.federates_with {
         text += &rows(&[("FederatesWith", domain.to_string())]);
     }
-    for (name, is) in [("Admin", entry.admin), ("Downstream", entry.downstream)] {
+    for (name, is) in [
+        ("Admin", entry.admin),
+        ("Downstream", entry.downstream),
+        ("Store SVID", entry.store_svid),
+        ("No prefetch", entry.disable_x509_svid_prefetch),
+        ("JWT-SVID jti", entry.jwt_svid_include_jti),
+    ] {
         if is {
             text += &rows(&[(name, "true".to_owned())]);
         }
@@ -111,6 +163,10 @@ fn entry_text(entry: &Entry) -> String {
         text += &rows(&[("Expires", rfc3339(end))]);
     }
     text
+}
+
+fn ttl(ttl: Option<Duration>) -> String {
+    ttl.map_or("default".to_owned(), |ttl| ttl.as_secs().to_string())
 }
 
 fn agent_json(agent: &ListedAgent) -> Value {

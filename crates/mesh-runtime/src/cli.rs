@@ -83,6 +83,8 @@ impl Termination for Exit {
 pub enum Output {
     /// For people.
     #[default]
+    // SPIRE's word for it.
+    #[value(alias = "pretty")]
     Table,
     /// For programs.
     Json,
