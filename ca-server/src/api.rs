@@ -11,7 +11,7 @@ pub mod permit;
 mod spire;
 mod status;
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
@@ -24,6 +24,8 @@ use mesh_runtime::clock::Clock;
 use mesh_runtime::drain::DrainWatch;
 use mesh_runtime::errors::untrusted;
 use mesh_runtime::readiness::Readiness;
+use mesh_runtime::telemetry::LogControl;
+use mesh_tls::IdentityCell;
 use tonic::body::Body;
 use tonic::service::Routes;
 use tonic::{Code, Status};
@@ -31,7 +33,7 @@ use tower::{Layer, Service};
 
 use self::caller::{Caller, Callers, Connection};
 use self::door::OtherEnd;
-use self::limit::Limits;
+use self::limit::{Limits, Payer};
 use self::permit::{Audit, Limit, Row};
 pub use self::status::Refusal;
 use crate::attestation::Attestors;
@@ -82,6 +84,10 @@ pub struct Parts {
     pub drain: DrainWatch,
     /// For the health service.
     pub readiness: Readiness,
+    /// How verbose the log is.
+    pub log: LogControl,
+    /// What this server shows to its peers.
+    pub identity: IdentityCell,
     /// Certificates in one request.
     pub most_certificates: usize,
 }
@@ -93,6 +99,8 @@ pub fn routes(parts: &Parts) -> Routes {
         .add_service(spire::svid(parts))
         .add_service(spire::bundle(parts))
         .add_service(spire::trustdomain(parts))
+        .add_service(spire::logger(parts))
+        .add_service(spire::debug(parts))
         .add_service(spire::health(parts))
         .add_service(finial::feed(parts));
     routes.prepare()
@@ -135,9 +143,9 @@ impl Call {
         }
     }
 
-    /// The address that budgets are kept for.
-    pub(crate) fn address(&self) -> IpAddr {
-        address(&self.connection)
+    /// From whose budget it is taken.
+    pub(crate) fn payer(&self) -> Payer {
+        payer(&self.caller, &self.connection)
     }
 
     /// Says what the call is about, for its record.
@@ -157,10 +165,12 @@ impl Call {
     }
 }
 
-fn address(connection: &Connection) -> IpAddr {
-    match connection {
-        Connection::Tcp { address, .. } => address.ip().to_canonical(),
-        Connection::Unix { .. } => Ipv4Addr::UNSPECIFIED.into(),
+fn payer(caller: &Caller, connection: &Connection) -> Payer {
+    match (caller, connection) {
+        (Caller::Agent(node), _) => Payer::Identity(node.id.clone()),
+        (Caller::WorkloadAdmin(id), _) => Payer::Identity(id.clone()),
+        (_, Connection::Tcp { address, .. }) => Payer::at(address.ip()),
+        (_, Connection::Unix { .. }) => Payer::at(Ipv4Addr::UNSPECIFIED.into()),
     }
 }
 
@@ -318,7 +328,12 @@ async fn judge(
         ));
     }
     // Signatures are counted by the handlers, which know how many are asked for.
-    if row.limit != Limit::Sign && !parts.limits.wait(row.limit, address(connection), 1).await {
+    if row.limit != Limit::Sign
+        && !parts
+            .limits
+            .wait(row.limit, payer(&caller, connection), 1)
+            .await
+    {
         return Err(over_the_limit(parts, row.limit));
     }
     Ok((row, caller))

@@ -18,6 +18,7 @@ use mesh_runtime::drain::Drain;
 use mesh_runtime::errors::Coded;
 use mesh_runtime::readiness::{Liveness, Readiness};
 use mesh_runtime::tasks::{TaskFailure, Tasks};
+use mesh_runtime::telemetry::{self, LogControl};
 use mesh_tls::IdentityCell;
 
 use self::background::Background;
@@ -237,6 +238,8 @@ pub async fn build(config: &CaServerConfig, given: Given) -> anyhow::Result<App>
         clock: clock.clone(),
         drain: drain.watch(),
         readiness: readiness.clone(),
+        log: telemetry::installed().unwrap_or_else(|| LogControl::of_no_log(&config.log)),
+        identity: identity.clone(),
         most_certificates: usize::try_from(config.limits.certificates_per_request)
             .unwrap_or(usize::MAX),
     };

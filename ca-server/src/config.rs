@@ -159,11 +159,11 @@ pub struct AuditConfig {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct LimitsConfig {
-    /// Attestations per second from one address.
+    /// Attestations per second of one agent, or from one address of strangers.
     pub attestations_per_second: u32,
-    /// Signatures per second from one address.
+    /// Signatures per second for one agent or administrator.
     pub signatures_per_second: u32,
-    /// Status reports per second from one address.
+    /// Status reports per second of one agent.
     pub statuses_per_second: u32,
     /// Open connections.
     pub connections: u32,

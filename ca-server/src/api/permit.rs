@@ -19,11 +19,11 @@ pub enum Audit {
 pub enum Limit {
     /// None.
     None,
-    /// Attestations, by address.
+    /// Attestations.
     Attest,
-    /// Signatures, by address.
+    /// Signatures.
     Sign,
-    /// Status reports, by address.
+    /// Status reports.
     Status,
 }
 
@@ -148,10 +148,10 @@ pub const TABLE: &[Row] = &[
     not_served("/spire.api.server.localauthority.v1.LocalAuthority/ActivateWITAuthority"),
     not_served("/spire.api.server.localauthority.v1.LocalAuthority/TaintWITAuthority"),
     not_served("/spire.api.server.localauthority.v1.LocalAuthority/RevokeWITAuthority"),
-    not_served("/spire.api.server.logger.v1.Logger/GetLogger"),
-    not_served("/spire.api.server.logger.v1.Logger/SetLogLevel"),
-    not_served("/spire.api.server.logger.v1.Logger/ResetLogLevel"),
-    not_served("/spire.api.server.debug.v1.Debug/GetInfo"),
+    row("/spire.api.server.logger.v1.Logger/GetLogger", LOCAL, "log.read", Audit::Call, Limit::None),
+    row("/spire.api.server.logger.v1.Logger/SetLogLevel", LOCAL, "log.set", Audit::Call, Limit::None),
+    row("/spire.api.server.logger.v1.Logger/ResetLogLevel", LOCAL, "log.reset", Audit::Call, Limit::None),
+    row("/spire.api.server.debug.v1.Debug/GetInfo", LOCAL, "debug.read", Audit::Call, Limit::None),
     row("/finial.feed.v1.Feed/Follow", AGENT, "feed.follow", Audit::Refusals, Limit::None),
     row("/grpc.health.v1.Health/Check", LOCAL, "health.read", Audit::Refusals, Limit::None),
     row("/grpc.health.v1.Health/Watch", LOCAL, "health.read", Audit::Refusals, Limit::None),

@@ -2,25 +2,28 @@
 
 mod agent;
 mod bundle;
+mod debug;
 mod entry;
+mod health;
 mod item;
+mod logger;
 mod svid;
 mod trustdomain;
 
 use std::collections::BTreeSet;
 
 use mesh_identity::Selector;
-use mesh_runtime::readiness::Readiness;
 use proto::convert::{WireError, selectors_from_wire};
 use proto::spire::api::server::agent::v1::agent_server::AgentServer;
 use proto::spire::api::server::bundle::v1::bundle_server::BundleServer;
+use proto::spire::api::server::debug::v1::debug_server::DebugServer;
 use proto::spire::api::server::entry::v1::entry_server::EntryServer;
+use proto::spire::api::server::logger::v1::logger_server::LoggerServer;
 use proto::spire::api::server::svid::v1::svid_server::SvidServer;
 use proto::spire::api::server::trustdomain::v1::trust_domain_server::TrustDomainServer;
 use proto::spire::api::types::selector_match::MatchBehavior;
 use tonic::{Code, Status};
-use tonic_health::pb::health_server::{Health, HealthServer};
-use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse, health_check_response};
+use tonic_health::pb::health_server::HealthServer;
 
 use super::{Parts, Refusal};
 use crate::registry::Match;
@@ -50,45 +53,16 @@ pub(super) fn trustdomain(parts: &Parts) -> TrustDomainServer<trustdomain::Servi
         .max_decoding_message_size(LARGEST_MESSAGE)
 }
 
-pub(super) fn health(parts: &Parts) -> HealthServer<Ready> {
-    HealthServer::new(Ready(parts.readiness.clone()))
+pub(super) fn logger(parts: &Parts) -> LoggerServer<logger::Service> {
+    LoggerServer::new(logger::Service::new(parts))
 }
 
-/// `grpc.health.v1` over our own readiness.
-pub(super) struct Ready(Readiness);
-
-impl Ready {
-    fn answer(&self) -> HealthCheckResponse {
-        let status = match self.0.is_ready() {
-            true => health_check_response::ServingStatus::Serving,
-            false => health_check_response::ServingStatus::NotServing,
-        };
-        HealthCheckResponse {
-            status: status.into(),
-        }
-    }
+pub(super) fn debug(parts: &Parts) -> DebugServer<debug::Service> {
+    DebugServer::new(debug::Service::new(parts.clone()))
 }
 
-#[tonic::async_trait]
-impl Health for Ready {
-    async fn check(
-        &self,
-        request: tonic::Request<HealthCheckRequest>,
-    ) -> Result<tonic::Response<HealthCheckResponse>, Status> {
-        match request.into_inner().service.as_str() {
-            "" => Ok(tonic::Response::new(self.answer())),
-            _ => Err(Status::not_found("only the whole server has a health")),
-        }
-    }
-
-    type WatchStream = tokio_stream::Once<Result<HealthCheckResponse, Status>>;
-
-    async fn watch(
-        &self,
-        _: tonic::Request<HealthCheckRequest>,
-    ) -> Result<tonic::Response<Self::WatchStream>, Status> {
-        Err(Status::unimplemented("ask again with Check"))
-    }
+pub(super) fn health(parts: &Parts) -> HealthServer<health::Service> {
+    HealthServer::new(health::Service::new(parts))
 }
 
 /// An RPC that the permit table says is not served; the guard answers before it is reached.

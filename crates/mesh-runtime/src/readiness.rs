@@ -78,6 +78,18 @@ impl Readiness {
             .is_ok();
     }
 
+    /// Waits until the answer of [`Readiness::is_ready`] is another one than `ready`, and answers it.
+    pub async fn changed_from(&self, ready: bool) -> bool {
+        // The sender is held by `self`.
+        let _changed = self
+            .parts
+            .subscribe()
+            .wait_for(|parts| parts.values().all(Option::is_none) != ready)
+            .await
+            .is_ok();
+        !ready
+    }
+
     /// Makes the whole program unready for good: the first step of a drain.
     pub fn draining(&self) {
         self.set("draining", Some("shutting down"));

@@ -10,12 +10,14 @@
 //! quiet.failed(&std::io::Error::other("refused"));
 //! ```
 
+mod control;
+
 use std::borrow::Cow;
 use std::fmt::{self, Write as _};
 use std::io::IsTerminal;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use schemars::JsonSchema;
@@ -27,6 +29,8 @@ use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::fmt::format::debug_fn;
 use zeroize::Zeroize;
 
+use self::control::Apply;
+pub use self::control::LogControl;
 use crate::errors::{Coded, ErrorChain, is_deceptive, untrusted};
 
 /// The form of the log.
@@ -70,11 +74,7 @@ impl LogOptions {
     }
 
     fn filter(&self) -> Result<EnvFilter, TelemetryError> {
-        EnvFilter::builder()
-            .parse(&self.level)
-            .map_err(|cause| TelemetryError {
-                cause: cause.into(),
-            })
+        control::parse(&self.level)
     }
 }
 
@@ -112,11 +112,13 @@ impl Coded for TelemetryError {
 pub fn init(options: &LogOptions) -> Result<(), TelemetryError> {
     let filter = options.filter()?;
     let colours = std::io::stderr().is_terminal();
-    let subscriber = subscriber(options.format, filter, std::io::stderr, colours);
+    let (subscriber, apply) = subscriber(options.format, filter, std::io::stderr, colours);
     if tracing::subscriber::set_global_default(subscriber).is_err() {
         tracing::debug!("the log was already set up");
         return Ok(());
     }
+    // Only one log is ever installed, so this is the first value.
+    let _control = INSTALLED.set(LogControl::new(options, apply));
     std::panic::set_hook(Box::new(|panic| {
         PANICS.fetch_add(1, Ordering::Relaxed);
         let text = panic.payload_as_str().unwrap_or("without a message");
@@ -131,6 +133,14 @@ pub fn init(options: &LogOptions) -> Result<(), TelemetryError> {
     Ok(())
 }
 
+/// There is one log in a process, as there is one default of `tracing`.
+static INSTALLED: OnceLock<LogControl> = OnceLock::new();
+
+/// The control of the log that [`init`] installed; none before.
+pub fn installed() -> Option<LogControl> {
+    INSTALLED.get().cloned()
+}
+
 static PANICS: AtomicU64 = AtomicU64::new(0);
 
 /// Panics in this process since [`init`].
@@ -143,13 +153,25 @@ fn subscriber<W>(
     filter: EnvFilter,
     writer: W,
     colours: bool,
-) -> Box<dyn tracing::Subscriber + Send + Sync>
+) -> (Box<dyn tracing::Subscriber + Send + Sync>, Arc<Apply>)
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(writer);
+    macro_rules! finished {
+        ($builder:expr) => {{
+            let builder = $builder.with_filter_reloading();
+            let handle = builder.reload_handle();
+            let apply = move |filter| {
+                handle.reload(filter).map_err(|cause| TelemetryError {
+                    cause: cause.into(),
+                })
+            };
+            (Box::new(builder.finish()), Arc::new(apply))
+        }};
+    }
     match format {
         LogFormat::Pretty => {
             // A peer's text in a field must not look like a second record (X-06).
@@ -158,16 +180,11 @@ where
                 name => write!(writer, "{name}={}", OneLine(value)),
             });
             let builder = builder.with_target(false).with_ansi(colours);
-            Box::new(builder.fmt_fields(fields.delimited(" ")).finish())
+            finished!(builder.fmt_fields(fields.delimited(" ")))
         }
         LogFormat::Json => {
             let builder = builder.json().flatten_event(true);
-            Box::new(
-                builder
-                    .with_current_span(true)
-                    .with_span_list(false)
-                    .finish(),
-            )
+            finished!(builder.with_current_span(true).with_span_list(false))
         }
     }
 }
@@ -416,9 +433,34 @@ mod tests {
         let sink = Sink::default();
         let writer = sink.clone();
         let filter = LogOptions::default().filter().unwrap();
-        let subscriber = subscriber(format, filter, move || writer.clone(), false);
+        let (subscriber, _) = subscriber(format, filter, move || writer.clone(), false);
         tracing::subscriber::with_default(subscriber, act);
         String::from_utf8(sink.0.lock().unwrap().clone()).unwrap()
+    }
+
+    #[test]
+    fn a_log_in_use_becomes_more_verbose_and_less() {
+        for format in [LogFormat::Pretty, LogFormat::Json] {
+            let sink = Sink::default();
+            let writer = sink.clone();
+            let options = LogOptions::default();
+            let filter = options.filter().unwrap();
+            let (subscriber, apply) = subscriber(format, filter, move || writer.clone(), false);
+            let control = LogControl::new(&options, apply);
+            tracing::subscriber::with_default(subscriber, || {
+                tracing::debug!("before");
+                control.set("debug").unwrap();
+                tracing::debug!("meanwhile");
+                control.reset().unwrap();
+                tracing::debug!("after");
+            });
+            let text = String::from_utf8(sink.0.lock().unwrap().clone()).unwrap();
+            assert!(text.contains("meanwhile"), "{text}");
+            assert!(
+                !text.contains("before") && !text.contains("after"),
+                "{text}"
+            );
+        }
     }
 
     #[test]

@@ -115,7 +115,7 @@ impl Service {
         else {
             return Err(not_an_agent());
         };
-        if !self.parts.limits.wait(Limit::Sign, call.address(), 1).await {
+        if !self.parts.limits.wait(Limit::Sign, call.payer(), 1).await {
             return Err(over_the_limit(&self.parts, Limit::Sign));
         }
         if agent.can_reattest {

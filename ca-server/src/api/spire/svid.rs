@@ -65,7 +65,7 @@ impl wire::svid_server::Svid for Service {
         if !self
             .parts
             .limits
-            .wait(Limit::Sign, call.address(), count)
+            .wait(Limit::Sign, call.payer(), count)
             .await
         {
             return Err(call.refuse(over_the_limit(&self.parts, Limit::Sign)));
