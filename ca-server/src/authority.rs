@@ -1,7 +1,8 @@
 //! The signing authority: the only part that can reach a CA private key, and the only one that decides what a
-//! certificate of ours looks like. Trusts the template and the public key it is given; its callers proved them.
-//! Never signs outside its own validity, and never signs with a key whose certificate is not yet in the durable bundle.
+//! certificate or token of ours looks like. Trusts the template and the public key it is given; its callers proved them.
+//! Never signs outside its own validity, and never signs with a key that is not yet in the durable bundle.
 
+mod by_hand;
 mod certificate;
 mod error;
 mod journal;
@@ -10,6 +11,7 @@ mod rotation;
 mod slots;
 #[cfg(test)]
 mod tests;
+mod token;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -23,11 +25,14 @@ use tokio::sync::{Mutex, watch};
 use self::certificate::Signer;
 use self::keys::SealingKey;
 use self::slots::Slots;
-use crate::store::{BundleContent, Journal, StoredBundle};
+use self::token::TokenSigner;
+use crate::store::{BundleContent, Journal, StoredBundle, StoredJwtKey, StoredRoot};
 
+pub use self::by_hand::TurnError;
 pub use self::error::{AuthorityError, SignError};
 pub use self::rotation::run;
 pub use self::slots::{SlotState, Step, Times, next_step};
+pub use self::token::{SignedToken, TokenTemplate};
 
 /// How far back a certificate's start lies, unless the template says otherwise: verifiers' clocks differ.
 pub const BACKDATE: Duration = Duration::from_secs(10);
@@ -40,7 +45,7 @@ pub const SHORTEST_LIFE: Duration = Duration::from_secs(10);
 pub struct AuthoritySettings {
     /// Whose certificates.
     pub trust_domain: TrustDomain,
-    /// How long a new X.509 authority lives.
+    /// How long a new authority lives, whatever it signs.
     pub lifetime: Duration,
     /// How often others should ask for our bundle.
     pub refresh_hint: Duration,
@@ -84,28 +89,76 @@ pub struct SignedLeaf {
     pub not_after: SystemTime,
 }
 
+/// What an authority signs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AuthorityKind {
+    /// Certificates.
+    X509,
+    /// Tokens.
+    Jwt,
+}
+
 /// What others may know of an authority.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SlotStatus {
-    /// Hex of the subject key id.
+    /// What it signs.
+    pub kind: AuthorityKind,
+    /// X.509: hex of the subject key id. JWT: the key id.
     pub authority_id: String,
     /// Whether it signs.
     pub state: SlotState,
+    /// Whether all that it signed is to be replaced.
+    pub tainted: bool,
     /// Start of validity.
     pub not_before: SystemTime,
     /// End of validity.
     pub not_after: SystemTime,
 }
 
-/// The X.509 authority with its slots. Share it by `Arc`.
+/// The authorities of both kinds. They rest in one journal, so that journal and bundle cannot disagree about either.
+#[derive(Clone, Default)]
+struct Book {
+    x509: Slots<Signer>,
+    jwt: Slots<TokenSigner>,
+}
+
+impl Book {
+    fn statuses(&self) -> Vec<SlotStatus> {
+        let x509 = self.x509.statuses(AuthorityKind::X509);
+        x509.chain(self.jwt.statuses(AuthorityKind::Jwt)).collect()
+    }
+
+    /// What our bundle shows, in the order in which they were prepared.
+    fn content(&self, settings: &AuthoritySettings) -> BundleContent {
+        let roots = self.x509.0.iter().map(|slot| StoredRoot {
+            der: slot.shown.clone(),
+            tainted: slot.tainted,
+        });
+        let keys = self.jwt.0.iter().map(|slot| StoredJwtKey {
+            key_id: slot.authority_id.clone(),
+            public_key: slot.shown.clone(),
+            expires_at: Some(slot.times.not_after),
+            tainted: slot.tainted,
+        });
+        BundleContent {
+            x509_authorities: roots.collect(),
+            jwt_authorities: keys.collect(),
+            refresh_hint: settings.refresh_hint,
+        }
+    }
+}
+
+/// The authorities with their slots. Share it by `Arc`.
 pub struct Authority {
     settings: AuthoritySettings,
     sealing: SealingKey,
     journal: Arc<dyn Journal>,
     /// One step at a time. Held across the store's answer.
-    slots: Mutex<Slots>,
+    slots: Mutex<Book>,
     /// What `sign_leaf` uses, swapped whole.
     active: ArcSwapOption<Signer>,
+    /// What `sign_token` uses, swapped whole.
+    active_jwt: ArcSwapOption<TokenSigner>,
     /// Public keys of all slots, which no leaf may have.
     own_keys: watch::Sender<Arc<Vec<Vec<u8>>>>,
     bundle: watch::Sender<Arc<StoredBundle>>,
@@ -113,7 +166,7 @@ pub struct Authority {
 }
 
 impl Authority {
-    /// Loads the authority from the store, or makes the first one. Afterwards one is active.
+    /// Loads the authorities from the store, or makes the first ones. Afterwards one of each kind is active.
     pub async fn open(
         settings: AuthoritySettings,
         journal: Arc<dyn Journal>,
@@ -129,16 +182,17 @@ impl Authority {
         let sealing = SealingKey::load(&settings.sealing_key, remembered.is_none())?;
         let mut slots = match &remembered {
             Some(bytes) => journal::decode(bytes, &settings.trust_domain, &sealing)?,
-            None => Slots::default(),
+            None => Book::default(),
         };
         rotation::catch_up(&mut slots, &settings, &sealing, now)?;
         let bundle = write(&settings, &*journal, &slots).await?;
         let authority = Self {
             active: ArcSwapOption::empty(),
+            active_jwt: ArcSwapOption::empty(),
             own_keys: watch::Sender::default(),
             bundle: watch::Sender::new(bundle.clone()),
             status: watch::Sender::default(),
-            slots: Mutex::new(Slots::default()),
+            slots: Mutex::new(Book::default()),
             settings,
             sealing,
             journal,
@@ -175,6 +229,23 @@ impl Authority {
             .sign(template, subject_public_key, now)
     }
 
+    /// Signs a token with the active JWT authority.
+    pub fn sign_token(
+        &self,
+        template: &TokenTemplate,
+        now: SystemTime,
+    ) -> Result<SignedToken, SignError> {
+        let id = &template.spiffe_id;
+        if !id.is_member_of(&self.settings.trust_domain) {
+            return Err(SignError::NotOurs { id: id.clone() });
+        }
+        let signer = self.active_jwt.load();
+        signer
+            .as_ref()
+            .ok_or(SignError::NoAuthority)?
+            .sign(template, now)
+    }
+
     /// Our bundle as it is stored, newest first seen; its sequence number rises with each change.
     pub fn bundle(&self) -> watch::Receiver<Arc<StoredBundle>> {
         self.bundle.subscribe()
@@ -188,27 +259,35 @@ impl Authority {
     /// Takes the steps that are due and says when the next one will be. A step that the store did not accept
     /// changes nothing: what was active goes on signing.
     pub async fn advance(&self, now: SystemTime) -> Result<SystemTime, AuthorityError> {
-        let mut slots = self.slots.lock().await;
+        let mut book = self.slots.lock().await;
         loop {
-            let step = slots.next_step(now);
-            if let Step::Wait(pause) = step {
+            let steps = rotation::due(&book, now);
+            if let Some(pause) = steps.pause() {
                 return Ok(now + pause);
             }
-            let mut next = slots.clone();
-            rotation::take(&mut next, step, &self.settings, &self.sealing, now)?;
-            let bundle = write(&self.settings, &*self.journal, &next).await?;
-            self.publish(&next, bundle);
-            tracing::info!(?step, authorities = ?next.statuses(), "authority rotation");
-            *slots = next;
+            let mut next = book.clone();
+            rotation::take(&mut next, steps, &self.settings, &self.sealing, now)?;
+            self.commit(&mut book, next).await?;
+            tracing::info!(?steps, authorities = ?book.statuses(), "authority rotation");
         }
     }
 
-    /// Readers see the new bundle before the new signer, never the other way round.
-    fn publish(&self, slots: &Slots, bundle: Arc<StoredBundle>) {
-        self.own_keys.send_replace(Arc::new(slots.public_keys()));
+    /// Makes a change durable, in journal and bundle, and only then visible.
+    async fn commit(&self, book: &mut Book, next: Book) -> Result<(), AuthorityError> {
+        let bundle = write(&self.settings, &*self.journal, &next).await?;
+        self.publish(&next, bundle);
+        *book = next;
+        Ok(())
+    }
+
+    /// Readers see the new bundle before the new signers, never the other way round.
+    fn publish(&self, book: &Book, bundle: Arc<StoredBundle>) {
+        let own_keys = book.x509.public_keys().chain(book.jwt.public_keys());
+        self.own_keys.send_replace(Arc::new(own_keys.collect()));
         self.bundle.send_replace(bundle);
-        self.active.store(slots.active_signer());
-        self.status.send_replace(Arc::new(slots.statuses()));
+        self.active.store(book.x509.active_signer());
+        self.active_jwt.store(book.jwt.active_signer());
+        self.status.send_replace(Arc::new(book.statuses()));
     }
 }
 
@@ -216,11 +295,8 @@ impl Authority {
 async fn write(
     settings: &AuthoritySettings,
     journal: &dyn Journal,
-    slots: &Slots,
+    book: &Book,
 ) -> Result<Arc<StoredBundle>, AuthorityError> {
-    let content = BundleContent {
-        x509_authorities: slots.certificates(),
-        refresh_hint: settings.refresh_hint,
-    };
-    Ok(journal.write(journal::encode(slots)?, content).await?)
+    let content = book.content(settings);
+    Ok(journal.write(journal::encode(book)?, content).await?)
 }

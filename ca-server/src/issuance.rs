@@ -11,7 +11,7 @@ use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
 use futures::future::join_all;
-use mesh_identity::{Bundle, BundleError, BundleSet, EntryId, SpiffeId, X509Authority, X509Svid};
+use mesh_identity::{BundleError, BundleSet, EntryId, SpiffeId, X509Svid};
 use mesh_runtime::audit::{Action, Actor, AuditError, AuditLog, Decision, Object, Origin, Outcome};
 use mesh_runtime::clock::Clock;
 use mesh_runtime::errors::{Blame, Coded, ErrorChain};
@@ -267,24 +267,12 @@ impl Issuer {
 
 impl Trust {
     fn of(stored: Arc<StoredBundle>) -> Result<Self, IssueError> {
-        let bundle = to_bundle(&stored)?;
+        let bundle = stored.to_bundle()?;
         Ok(Self {
             bundles: std::iter::once(bundle).collect(),
             stored,
         })
     }
-}
-
-/// A stored bundle, parsed.
-pub fn to_bundle(stored: &StoredBundle) -> Result<Bundle, BundleError> {
-    let roots = stored
-        .x509_authorities
-        .iter()
-        .map(|der| X509Authority::parse(der.clone()))
-        .collect::<Result<Vec<_>, _>>()?;
-    Ok(Bundle::new(stored.trust_domain.clone(), roots)?
-        .with_sequence(stored.sequence)
-        .with_refresh_hint(stored.refresh_hint))
 }
 
 /// Why no identity was issued.

@@ -7,7 +7,7 @@ use mesh_runtime::errors::Coded;
 use mesh_runtime::metrics::{Counter, Family, Gauge, Histogram, exponential_buckets};
 use tonic::Code;
 
-use crate::authority::{SlotState, SlotStatus};
+use crate::authority::{AuthorityKind, SlotState, SlotStatus};
 use crate::issuance::IssueError;
 
 type Labels<const N: usize> = [(&'static str, &'static str); N];
@@ -155,7 +155,7 @@ impl Metrics {
         self.authorities.clear();
         for slot in slots {
             let labels = vec![
-                ("kind", "x509".to_owned()),
+                ("kind", kind(slot.kind).to_owned()),
                 ("state", state(slot.state).to_owned()),
                 ("authority_id", slot.authority_id.clone()),
             ];
@@ -178,6 +178,14 @@ impl Metrics {
 impl Default for Metrics {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+/// What an authority signs, in metrics and records.
+pub(crate) fn kind(kind: AuthorityKind) -> &'static str {
+    match kind {
+        AuthorityKind::X509 => "x509",
+        AuthorityKind::Jwt => "jwt",
     }
 }
 

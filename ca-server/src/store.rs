@@ -21,7 +21,8 @@ use std::time::{Duration, SystemTime};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use mesh_identity::{
-    Bundle, BundleError, Entry, EntryId, Selector, SpiffeId, TrustDomain, X509Authority,
+    Bundle, BundleError, Entry, EntryId, JwtAuthority, Selector, SpiffeId, TrustDomain,
+    X509Authority,
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -297,8 +298,10 @@ pub enum SpentJti {
 pub struct StoredBundle {
     /// Whose.
     pub trust_domain: TrustDomain,
-    /// DER certificates of its X.509 authorities.
-    pub x509_authorities: Vec<Vec<u8>>,
+    /// Its X.509 authorities.
+    pub x509_authorities: Vec<StoredRoot>,
+    /// Its JWT authorities.
+    pub jwt_authorities: Vec<StoredJwtKey>,
     /// Its sequence number.
     pub sequence: u64,
     /// How often it should be asked for.
@@ -307,17 +310,54 @@ pub struct StoredBundle {
     pub revision: u64,
 }
 
+/// An X.509 authority of a stored bundle.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredRoot {
+    /// Its certificate in DER.
+    pub der: Vec<u8>,
+    /// Whether all that it signed is to be replaced.
+    pub tainted: bool,
+}
+
+impl From<Vec<u8>> for StoredRoot {
+    fn from(der: Vec<u8>) -> Self {
+        Self {
+            der,
+            tainted: false,
+        }
+    }
+}
+
+/// A JWT authority of a stored bundle.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredJwtKey {
+    /// What `kid` says.
+    pub key_id: String,
+    /// Its public key as a SubjectPublicKeyInfo in DER.
+    pub public_key: Vec<u8>,
+    /// When it ends; a bundle document of another trust domain does not say so.
+    pub expires_at: Option<SystemTime>,
+    /// Whether all that it signed is to be replaced.
+    pub tainted: bool,
+}
+
 impl StoredBundle {
     /// The bundle as a verifier takes it.
     pub fn to_bundle(&self) -> Result<Bundle, BundleError> {
-        let authorities = self
-            .x509_authorities
-            .iter()
-            .map(|der| X509Authority::parse(der.clone()));
+        let roots = self.x509_authorities.iter().map(|root| {
+            X509Authority::parse(root.der.clone()).map(|read| read.with_tainted(root.tainted))
+        });
+        let keys = self.jwt_authorities.iter().enumerate();
+        let keys = keys.map(|(position, key)| {
+            JwtAuthority::from_spki(&key.key_id, &key.public_key)
+                .map(|read| read.with_expiry(key.expires_at).with_tainted(key.tainted))
+                .map_err(|source| BundleError::JwtKey { position, source })
+        });
         let bundle = Bundle::new(
             self.trust_domain.clone(),
-            authorities.collect::<Result<Vec<_>, _>>()?,
-        )?;
+            roots.collect::<Result<Vec<_>, _>>()?,
+        )?
+        .with_jwt_authorities(keys.collect::<Result<Vec<_>, _>>()?)?;
         Ok(bundle
             .with_sequence(self.sequence)
             .with_refresh_hint(self.refresh_hint))
@@ -326,10 +366,20 @@ impl StoredBundle {
 
 impl From<&Bundle> for StoredBundle {
     fn from(bundle: &Bundle) -> Self {
-        let authorities = bundle.x509_authorities().iter();
+        let roots = bundle.x509_authorities().iter().map(|root| StoredRoot {
+            der: root.der().to_vec(),
+            tainted: root.is_tainted(),
+        });
+        let keys = bundle.jwt_authorities().iter().map(|key| StoredJwtKey {
+            key_id: key.key_id().to_owned(),
+            public_key: key.to_spki(),
+            expires_at: key.expires_at(),
+            tainted: key.is_tainted(),
+        });
         Self {
             trust_domain: bundle.trust_domain().clone(),
-            x509_authorities: authorities.map(|root| root.der().to_vec()).collect(),
+            x509_authorities: roots.collect(),
+            jwt_authorities: keys.collect(),
             sequence: bundle.sequence(),
             refresh_hint: bundle.refresh_hint(),
             revision: 0,
@@ -444,8 +494,10 @@ pub enum ReplacedRelationship {
 /// What the own bundle shall hold; the store gives it its sequence number.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BundleContent {
-    /// DER certificates of the X.509 authorities.
-    pub x509_authorities: Vec<Vec<u8>>,
+    /// The X.509 authorities.
+    pub x509_authorities: Vec<StoredRoot>,
+    /// The JWT authorities.
+    pub jwt_authorities: Vec<StoredJwtKey>,
     /// How often it should be asked for.
     pub refresh_hint: Duration,
 }

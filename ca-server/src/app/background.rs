@@ -15,7 +15,7 @@ use super::identity;
 use crate::authority::{self, Authority, SlotState, SlotStatus};
 use crate::fleet::Fleet;
 use crate::issuance::Issuer;
-use crate::metrics::{Metrics, state};
+use crate::metrics::{Metrics, kind, state};
 use crate::registry::Registry;
 use crate::store::{StoreError, StoreHealth, Stores};
 
@@ -124,6 +124,7 @@ async fn watch_authority(
             record.object(
                 Object::new("authority")
                     .name(&slot.authority_id)
+                    .id(kind(slot.kind))
                     .after(state(slot.state)),
             );
             if let Err(error) = record.finish(Outcome::Success, None).await {
@@ -142,7 +143,8 @@ fn transitions<'a>(
     let find =
         |slots: &'a [SlotStatus], id: &str| slots.iter().find(move |slot| slot.authority_id == id);
     let changed = now.iter().filter(|slot| {
-        find(before, &slot.authority_id).is_none_or(|earlier| earlier.state != slot.state)
+        find(before, &slot.authority_id)
+            .is_none_or(|earlier| (earlier.state, earlier.tainted) != (slot.state, slot.tainted))
     });
     let gone = before
         .iter()
@@ -152,6 +154,7 @@ fn transitions<'a>(
             let action = match slot.state {
                 SlotState::Prepared => "authority.prepare",
                 SlotState::Active => "authority.activate",
+                SlotState::Old if slot.tainted => "authority.taint",
                 SlotState::Old => "authority.supersede",
             };
             (Action(action), slot)

@@ -254,7 +254,7 @@ fn uri(id: &SpiffeId) -> Result<SanType, String> {
 }
 
 /// X.509 counts in seconds.
-fn whole_seconds(time: SystemTime) -> SystemTime {
+pub(super) fn whole_seconds(time: SystemTime) -> SystemTime {
     UNIX_EPOCH
         + Duration::from_secs(
             time.duration_since(UNIX_EPOCH)

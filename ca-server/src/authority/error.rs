@@ -116,7 +116,7 @@ pub enum SignError {
         id: SpiffeId,
     },
     /// No time would be left.
-    #[error("the certificate would live less than a second")]
+    #[error("the certificate or token would live less than a second")]
     NoTime,
     /// The key is one of a kind we do not certify, or is malformed.
     #[error("the public key cannot be certified: {reason}")]
@@ -127,8 +127,11 @@ pub enum SignError {
     /// The key is that of an authority.
     #[error("the public key is that of an authority")]
     OwnKey,
+    /// The token cannot say what it should.
+    #[error("the token cannot be made")]
+    Claims(#[from] mesh_identity::jwt::IssueError),
     /// The signature could not be made.
-    #[error("the certificate could not be signed: {reason}")]
+    #[error("the certificate or token could not be signed: {reason}")]
     Failed {
         /// Why.
         reason: String,
@@ -139,9 +142,11 @@ impl SignError {
     /// Who has to act.
     pub fn blame(&self) -> Blame {
         match self {
-            Self::PublicKey { .. } | Self::OwnKey | Self::NoTime | Self::NotOurs { .. } => {
-                Blame::Caller
-            }
+            Self::PublicKey { .. }
+            | Self::OwnKey
+            | Self::NoTime
+            | Self::NotOurs { .. }
+            | Self::Claims(_) => Blame::Caller,
             Self::NoAuthority | Self::Failed { .. } => Blame::Us,
         }
     }
@@ -156,6 +161,7 @@ impl Coded for SignError {
             Self::PublicKey { .. } => "FNL1033",
             Self::OwnKey => "FNL1034",
             Self::Failed { .. } => "FNL1035",
+            Self::Claims(_) => "FNL1036",
         }
     }
 }

@@ -10,13 +10,15 @@ use std::path::Path;
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use ring::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use ring::rand::{SecureRandom, SystemRandom};
-use ring::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair};
+use ring::signature::{
+    ECDSA_P256_SHA256_ASN1_SIGNING, ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair,
+};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::AuthorityError;
 
-/// A CA's private key, P-256.
+/// A private key that signs certificates, P-256.
 pub(super) struct CaKey {
     pair: EcdsaKeyPair,
     random: SystemRandom,
@@ -25,19 +27,17 @@ pub(super) struct CaKey {
 /// A new key's PKCS#8, on its way to being sealed.
 pub(super) type Pkcs8 = Zeroizing<Vec<u8>>;
 
-impl CaKey {
-    /// Makes a key. The PKCS#8 is for sealing and for nothing else.
-    pub(super) fn generate() -> Result<(Self, Pkcs8), AuthorityError> {
-        let document =
-            EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &SystemRandom::new());
-        let document = document.map_err(|_| AuthorityError::Make {
-            reason: "no key could be made".into(),
-        })?;
-        let pkcs8 = Zeroizing::new(document.as_ref().to_vec());
-        let key = Self::from_pkcs8(&pkcs8).map_err(|reason| AuthorityError::Make { reason })?;
-        Ok((key, pkcs8))
-    }
+/// A new key that signs certificates or tokens. Its PKCS#8 is for making the signer and for sealing, and for nothing else.
+pub(super) fn generate() -> Result<Pkcs8, AuthorityError> {
+    let document =
+        EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &SystemRandom::new());
+    let document = document.map_err(|_| AuthorityError::Make {
+        reason: "no key could be made".into(),
+    })?;
+    Ok(Zeroizing::new(document.as_ref().to_vec()))
+}
 
+impl CaKey {
     pub(super) fn from_pkcs8(pkcs8: &Pkcs8) -> Result<Self, String> {
         let random = SystemRandom::new();
         let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, pkcs8, &random);
@@ -46,6 +46,71 @@ impl CaKey {
             random,
         })
     }
+}
+
+/// A private key that signs tokens, P-256: its signatures are r and s, as RFC 7518 3.4 wants them.
+pub(super) struct TokenKey {
+    pair: EcdsaKeyPair,
+    random: SystemRandom,
+}
+
+impl TokenKey {
+    pub(super) fn from_pkcs8(pkcs8: &Pkcs8) -> Result<Self, String> {
+        let random = SystemRandom::new();
+        let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, pkcs8, &random);
+        Ok(Self {
+            pair: pair.map_err(|error| error.to_string())?,
+            random,
+        })
+    }
+
+    /// Its public key as a SubjectPublicKeyInfo.
+    pub(super) fn public_key(&self) -> Vec<u8> {
+        struct Point<'a>(&'a [u8]);
+
+        impl rcgen::PublicKeyData for Point<'_> {
+            fn der_bytes(&self) -> &[u8] {
+                self.0
+            }
+
+            fn algorithm(&self) -> &'static rcgen::SignatureAlgorithm {
+                &rcgen::PKCS_ECDSA_P256_SHA256
+            }
+        }
+
+        rcgen::PublicKeyData::subject_public_key_info(&Point(self.pair.public_key().as_ref()))
+    }
+
+    pub(super) fn sign(&self, message: &[u8]) -> Option<Vec<u8>> {
+        let signature = self.pair.sign(&self.random, message).ok()?;
+        Some(signature.as_ref().to_vec())
+    }
+}
+
+/// A name of 32 random letters and digits, as SPIRE names its JWT keys.
+pub(super) fn new_key_id() -> Option<String> {
+    const ALPHABET: &[u8; 62] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
+    let random = SystemRandom::new();
+    let mut name = String::with_capacity(32);
+    while name.len() < 32 {
+        let mut bytes = [0; 32];
+        random.fill(&mut bytes).ok()?;
+        // What lies beyond the last whole multiple would make the first letters likelier.
+        let fair = bytes.iter().map(|byte| usize::from(byte & 63));
+        let letters = fair
+            .filter_map(|at| ALPHABET.get(at))
+            .map(|&letter| char::from(letter));
+        name.extend(letters.take(32 - name.len()));
+    }
+    Some(name)
+}
+
+/// A `jti`: 16 random bytes in base64url.
+pub(super) fn new_token_id() -> Option<String> {
+    use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+    let mut bytes = [0; 16];
+    SystemRandom::new().fill(&mut bytes).ok()?;
+    Some(URL_SAFE_NO_PAD.encode(bytes))
 }
 
 impl rcgen::PublicKeyData for CaKey {

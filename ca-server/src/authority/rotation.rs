@@ -9,9 +9,10 @@ use mesh_runtime::errors::{Coded, ErrorChain};
 use mesh_runtime::tasks::Stop;
 
 use super::certificate::{NewAuthority, Signer, facts};
-use super::keys::{CaKey, SealingKey};
-use super::slots::{Slot, SlotKey, SlotState, Slots, Step};
-use super::{Authority, AuthorityError, AuthoritySettings, journal};
+use super::keys::{CaKey, SealingKey, generate, new_key_id};
+use super::slots::{Slot, SlotKey, SlotState, Slots, Step, Times};
+use super::token::TokenSigner;
+use super::{Authority, AuthorityError, AuthoritySettings, BACKDATE, Book, journal};
 
 /// How long to wait after a step that failed. What is active goes on signing meanwhile.
 const TRY_AGAIN: Duration = Duration::from_secs(2);
@@ -22,7 +23,9 @@ pub async fn run(
     clock: Clock,
     stop: Stop,
 ) -> Result<(), AuthorityError> {
+    let mut turned_by_hand = authority.status();
     while !stop.is_cancelled() {
+        turned_by_hand.mark_unchanged();
         let next = match authority.advance(clock.now()).await {
             Ok(next) => next,
             Err(error) => {
@@ -30,23 +33,68 @@ pub async fn run(
                 clock.now() + TRY_AGAIN
             }
         };
-        if stop.unless_stopped(clock.sleep_until(next)).await.is_none() {
+        // Our own steps are seen here too; the next look at them costs nothing.
+        let wait = async {
+            tokio::select! {
+                () = clock.sleep_until(next) => {}
+                Ok(()) = turned_by_hand.changed() => {}
+            }
+        };
+        if stop.unless_stopped(wait).await.is_none() {
             break;
         }
     }
     Ok(())
 }
 
-/// Takes one step in memory.
+/// What is due for each kind.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Steps {
+    x509: Step,
+    jwt: Step,
+}
+
+impl Steps {
+    /// How long to wait, if nothing is due for either.
+    pub(super) fn pause(self) -> Option<Duration> {
+        match (self.x509, self.jwt) {
+            (Step::Wait(one), Step::Wait(other)) => Some(one.min(other)),
+            _ => None,
+        }
+    }
+}
+
+pub(super) fn due(book: &Book, now: SystemTime) -> Steps {
+    Steps {
+        x509: book.x509.next_step(now),
+        jwt: book.jwt.next_step(now),
+    }
+}
+
+/// Takes one step of each kind in memory.
 pub(super) fn take(
-    slots: &mut Slots,
-    step: Step,
+    book: &mut Book,
+    steps: Steps,
     settings: &AuthoritySettings,
     sealing: &SealingKey,
     now: SystemTime,
 ) -> Result<(), AuthorityError> {
+    take_one(&mut book.x509, steps.x509, now, || {
+        new_x509(settings, sealing, now)
+    })?;
+    take_one(&mut book.jwt, steps.jwt, now, || {
+        new_jwt(settings, sealing, now)
+    })
+}
+
+fn take_one<S>(
+    slots: &mut Slots<S>,
+    step: Step,
+    now: SystemTime,
+    make: impl FnOnce() -> Result<Slot<S>, AuthorityError>,
+) -> Result<(), AuthorityError> {
     match step {
-        Step::Prepare => slots.prepare(new_slot(settings, sealing, now)?),
+        Step::Prepare => slots.prepare(make()?),
         Step::Activate => slots.activate(),
         Step::Retire => slots.retire(now),
         Step::Wait(_) => {}
@@ -56,37 +104,80 @@ pub(super) fn take(
 
 /// Takes all steps that are due at start, when nobody has seen anything yet.
 pub(super) fn catch_up(
-    slots: &mut Slots,
+    book: &mut Book,
     settings: &AuthoritySettings,
     sealing: &SealingKey,
     now: SystemTime,
 ) -> Result<(), AuthorityError> {
     loop {
-        match slots.next_step(now) {
-            Step::Wait(_) => return Ok(()),
-            step => take(slots, step, settings, sealing, now)?,
+        let steps = due(book, now);
+        if steps.pause().is_some() {
+            return Ok(());
         }
+        take(book, steps, settings, sealing, now)?;
     }
 }
 
-fn new_slot(
+/// A new X.509 authority, prepared.
+pub(super) fn new_x509(
     settings: &AuthoritySettings,
     sealing: &SealingKey,
     now: SystemTime,
-) -> Result<Slot, AuthorityError> {
-    let (key, pkcs8) = CaKey::generate()?;
+) -> Result<Slot<Signer>, AuthorityError> {
+    let failed = |reason| AuthorityError::Make { reason };
+    let pkcs8 = generate()?;
+    let key = CaKey::from_pkcs8(&pkcs8).map_err(failed)?;
     let NewAuthority {
         certificate,
         signer,
     } = Signer::self_signed(&settings.trust_domain, key, settings.lifetime, now)?;
-    let facts = facts(&certificate).map_err(|reason| AuthorityError::Make { reason })?;
-    let sealed = journal::seal(sealing, &settings.trust_domain, &certificate, &pkcs8)?;
+    let facts = facts(&certificate).map_err(failed)?;
+    let sealed = journal::seal_x509(sealing, &settings.trust_domain, &certificate, &pkcs8)?;
     Ok(Slot {
         state: SlotState::Prepared,
         authority_id: facts.authority_id,
         times: facts.times,
+        tainted: false,
+        shown: certificate.to_vec(),
         public_key: facts.public_key,
-        certificate,
+        key: Some(SlotKey {
+            signer: Arc::new(signer),
+            sealed,
+        }),
+    })
+}
+
+/// A new JWT authority, prepared. It has the times that a certificate would have.
+pub(super) fn new_jwt(
+    settings: &AuthoritySettings,
+    sealing: &SealingKey,
+    now: SystemTime,
+) -> Result<Slot<TokenSigner>, AuthorityError> {
+    let failed = |reason| AuthorityError::Make { reason };
+    let key_id = new_key_id().ok_or_else(|| failed("no random numbers".into()))?;
+    let times = Times {
+        not_before: now - BACKDATE,
+        not_after: now + settings.lifetime,
+    }
+    .in_whole_seconds();
+    let pkcs8 = generate()?;
+    let signer = TokenSigner::new(key_id.clone(), times, &pkcs8).map_err(failed)?;
+    let public_key = signer.public_key();
+    let sealed = journal::seal_jwt(
+        sealing,
+        &settings.trust_domain,
+        &key_id,
+        times,
+        &public_key,
+        &pkcs8,
+    )?;
+    Ok(Slot {
+        state: SlotState::Prepared,
+        authority_id: key_id,
+        times,
+        tainted: false,
+        shown: public_key.clone(),
+        public_key,
         key: Some(SlotKey {
             signer: Arc::new(signer),
             sealed,

@@ -1,14 +1,13 @@
 //! The states of an authority and what comes next: prepared (in the bundle, not signing) → active (signing) →
-//! old (not signing, still in the bundle) → gone when it has expired. Pure: time is an argument.
+//! old (not signing, still in the bundle), perhaps tainted → gone when it has expired or was revoked. Pure: time is an argument.
+//! The same for X.509 and JWT authorities, which differ only in what signs.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use rustls_pki_types::CertificateDer;
-
-use super::certificate::Signer;
+use super::certificate::whole_seconds;
 use super::keys::Sealed;
-use super::{BACKDATE, SlotStatus};
+use super::{AuthorityKind, BACKDATE, SlotStatus};
 
 /// However long an authority lives, the next one need not be prepared earlier than this before its end,
 const EARLIEST_PREPARATION: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -29,9 +28,9 @@ pub enum SlotState {
 /// When an authority begins and ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Times {
-    /// Start of its certificate.
+    /// Start of its validity.
     pub not_before: SystemTime,
-    /// End of its certificate.
+    /// End of its validity.
     pub not_after: SystemTime,
 }
 
@@ -51,6 +50,14 @@ impl Times {
     fn takes_over_at(&self, active: &Self) -> SystemTime {
         let known_to_all = self.not_before + BACKDATE + activation_margin(self.life()) / 2;
         active.activate_at().max(known_to_all).min(active.not_after)
+    }
+
+    /// The same, as certificates and tokens count.
+    pub(super) fn in_whole_seconds(self) -> Self {
+        Self {
+            not_before: whole_seconds(self.not_before),
+            not_after: whole_seconds(self.not_after),
+        }
     }
 
     fn life(&self) -> Duration {
@@ -109,32 +116,61 @@ pub fn next_step(
     }
 }
 
-/// One authority.
-#[derive(Clone)]
-pub(super) struct Slot {
+/// One authority, whose signer is an `S`.
+pub(super) struct Slot<S> {
     pub(super) state: SlotState,
     pub(super) authority_id: String,
-    pub(super) certificate: CertificateDer<'static>,
     pub(super) times: Times,
+    /// Whether all that it signed is to be replaced. Only an old one can be.
+    pub(super) tainted: bool,
+    /// What the bundle shows of it: its certificate, or its public key.
+    pub(super) shown: Vec<u8>,
     /// Its public key, as a SubjectPublicKeyInfo.
     pub(super) public_key: Vec<u8>,
     /// Its private key; gone once it is old, for it will never sign again.
-    pub(super) key: Option<SlotKey>,
+    pub(super) key: Option<SlotKey<S>>,
 }
 
 /// A private key as it is used and as it rests.
-#[derive(Clone)]
-pub(super) struct SlotKey {
-    pub(super) signer: Arc<Signer>,
+pub(super) struct SlotKey<S> {
+    pub(super) signer: Arc<S>,
     pub(super) sealed: Sealed,
 }
 
-/// All authorities: at most one active and one prepared.
-#[derive(Clone, Default)]
-pub(super) struct Slots(pub(super) Vec<Slot>);
+impl<S> Clone for Slot<S> {
+    fn clone(&self) -> Self {
+        Self {
+            state: self.state,
+            authority_id: self.authority_id.clone(),
+            times: self.times,
+            tainted: self.tainted,
+            shown: self.shown.clone(),
+            public_key: self.public_key.clone(),
+            key: self.key.as_ref().map(|key| SlotKey {
+                signer: key.signer.clone(),
+                sealed: key.sealed.clone(),
+            }),
+        }
+    }
+}
 
-impl Slots {
-    fn in_state(&self, state: SlotState) -> impl Iterator<Item = &Slot> {
+/// All authorities of one kind: at most one active and one prepared.
+pub(super) struct Slots<S>(pub(super) Vec<Slot<S>>);
+
+impl<S> Clone for Slots<S> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<S> Default for Slots<S> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<S> Slots<S> {
+    fn in_state(&self, state: SlotState) -> impl Iterator<Item = &Slot<S>> {
         self.0.iter().filter(move |slot| slot.state == state)
     }
 
@@ -149,8 +185,8 @@ impl Slots {
         )
     }
 
-    /// Adds an authority as the prepared one, in place of one that has expired unused.
-    pub(super) fn prepare(&mut self, slot: Slot) {
+    /// Adds an authority as the prepared one, in place of one that never signed anything.
+    pub(super) fn prepare(&mut self, slot: Slot<S>) {
         self.0.retain(|slot| slot.state != SlotState::Prepared);
         self.0.push(slot);
     }
@@ -175,31 +211,37 @@ impl Slots {
             .retain(|slot| slot.state == SlotState::Active || !slot.times.has_ended(now));
     }
 
-    pub(super) fn active_signer(&self) -> Option<Arc<Signer>> {
+    /// Marks an old one.
+    pub(super) fn taint(&mut self, authority_id: &str) {
+        for slot in &mut self.0 {
+            slot.tainted |= slot.authority_id == authority_id && slot.state == SlotState::Old;
+        }
+    }
+
+    /// Drops an old one before its end.
+    pub(super) fn revoke(&mut self, authority_id: &str) {
+        self.0
+            .retain(|slot| slot.state != SlotState::Old || slot.authority_id != authority_id);
+    }
+
+    pub(super) fn active_signer(&self) -> Option<Arc<S>> {
         self.in_state(SlotState::Active)
             .find_map(|slot| slot.key.as_ref())
             .map(|key| key.signer.clone())
     }
 
-    /// The bundle's certificates, in the order in which they were prepared.
-    pub(super) fn certificates(&self) -> Vec<Vec<u8>> {
-        self.0
-            .iter()
-            .map(|slot| slot.certificate.to_vec())
-            .collect()
+    pub(super) fn public_keys(&self) -> impl Iterator<Item = Vec<u8>> {
+        self.0.iter().map(|slot| slot.public_key.clone())
     }
 
-    pub(super) fn public_keys(&self) -> Vec<Vec<u8>> {
-        self.0.iter().map(|slot| slot.public_key.clone()).collect()
-    }
-
-    pub(super) fn statuses(&self) -> Vec<SlotStatus> {
-        let status = |slot: &Slot| SlotStatus {
+    pub(super) fn statuses(&self, kind: AuthorityKind) -> impl Iterator<Item = SlotStatus> {
+        self.0.iter().map(move |slot| SlotStatus {
+            kind,
             authority_id: slot.authority_id.clone(),
             state: slot.state,
+            tainted: slot.tainted,
             not_before: slot.times.not_before,
             not_after: slot.times.not_after,
-        };
-        self.0.iter().map(status).collect()
+        })
     }
 }

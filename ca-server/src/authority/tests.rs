@@ -1,7 +1,9 @@
 //! The authority: what it issues (decoded by x509-parser and by the machine's openssl), how it rests, how it rotates.
 
+mod by_hand;
 mod profile;
 mod rest;
+mod tokens;
 mod turns;
 
 use std::path::Path;
@@ -79,6 +81,14 @@ pub(super) fn bundle_of(authority: &Authority) -> BundleSet {
     let mut bundles = BundleSet::new();
     bundles.insert(authority.bundle().borrow().to_bundle().expect("a bundle"));
     bundles
+}
+
+/// The states of the authorities of one kind, in the order in which they were prepared.
+pub(super) fn states(authority: &Authority, kind: AuthorityKind) -> Vec<SlotState> {
+    let status = authority.status();
+    let status = status.borrow();
+    let of_kind = status.iter().filter(|slot| slot.kind == kind);
+    of_kind.map(|slot| slot.state).collect()
 }
 
 pub(super) fn template(path: &str) -> LeafTemplate {

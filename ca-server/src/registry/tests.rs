@@ -192,7 +192,8 @@ async fn t_35_a_foreign_bundle_goes_only_to_nodes_with_an_entitled_workload() {
         .bundles
         .put(StoredBundle {
             trust_domain: foreign.clone(),
-            x509_authorities: vec![vec![1]],
+            x509_authorities: vec![vec![1].into()],
+            jwt_authorities: Vec::new(),
             sequence: 1,
             refresh_hint: None,
             revision: 0,

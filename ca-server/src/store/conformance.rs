@@ -775,7 +775,8 @@ pub(super) async fn the_own_bundle_gets_a_higher_sequence_only_when_its_content_
     stores: Stores,
 ) {
     let content = |authorities: &[&[u8]]| BundleContent {
-        x509_authorities: authorities.iter().map(|der| der.to_vec()).collect(),
+        x509_authorities: authorities.iter().map(|der| der.to_vec().into()).collect(),
+        jwt_authorities: Vec::new(),
         refresh_hint: Duration::from_secs(5),
     };
     assert_eq!(stores.bundles.own().await.expect("read"), None);
@@ -813,7 +814,8 @@ pub(super) async fn foreign_bundles_are_stored_replaced_and_removed(stores: Stor
     let other: TrustDomain = "other.test".parse().expect("a trust domain");
     let bundle = |sequence| StoredBundle {
         trust_domain: "other.test".parse().expect("a trust domain"),
-        x509_authorities: vec![vec![7; 600]],
+        x509_authorities: vec![vec![7; 600].into()],
+        jwt_authorities: Vec::new(),
         sequence,
         refresh_hint: None,
         revision: 0,
@@ -869,7 +871,8 @@ pub(super) async fn foreign_bundles_are_stored_replaced_and_removed(stores: Stor
 pub(super) async fn a_bundle_is_replaced_only_by_who_saw_the_newest(stores: Stores) {
     let bundle = |sequence| StoredBundle {
         trust_domain: "other.test".parse().expect("a trust domain"),
-        x509_authorities: vec![vec![7; 600]],
+        x509_authorities: vec![vec![7; 600].into()],
+        jwt_authorities: Vec::new(),
         sequence,
         refresh_hint: None,
         revision: 0,
@@ -901,7 +904,8 @@ pub(super) async fn what_becomes_of_entries_when_a_bundle_goes_is_the_callers_ch
     for domain in [&other, &third] {
         let bundle = StoredBundle {
             trust_domain: domain.clone(),
-            x509_authorities: vec![vec![7; 600]],
+            x509_authorities: vec![vec![7; 600].into()],
+            jwt_authorities: Vec::new(),
             sequence: 1,
             refresh_hint: None,
             revision: 0,
@@ -965,7 +969,8 @@ pub(super) async fn relationships_are_stored_with_their_first_bundle_and_removed
     };
     let bundle = StoredBundle {
         trust_domain: other.clone(),
-        x509_authorities: vec![vec![7; 600]],
+        x509_authorities: vec![vec![7; 600].into()],
+        jwt_authorities: Vec::new(),
         sequence: 1,
         refresh_hint: None,
         revision: 0,
@@ -999,11 +1004,21 @@ pub(super) async fn relationships_are_stored_with_their_first_bundle_and_removed
     assert_eq!(stores.relationships.get(&other).await.expect("read"), None);
 }
 
+fn jwt_key(n: usize) -> StoredJwtKey {
+    StoredJwtKey {
+        key_id: format!("key {n}"),
+        public_key: vec![3; 91],
+        expires_at: Some(at(9)),
+        tainted: n.is_multiple_of(2),
+    }
+}
+
 pub(super) async fn the_journal_is_read_as_it_was_written(stores: Stores) {
     assert_eq!(stores.journal.read().await.expect("read"), None);
     for journal in [vec![1; 10], vec![2; 20_000], vec![3; 5]] {
         let content = BundleContent {
-            x509_authorities: vec![journal.clone()],
+            x509_authorities: vec![journal.clone().into()],
+            jwt_authorities: vec![jwt_key(journal.len())],
             refresh_hint: Duration::ZERO,
         };
         stores
@@ -1053,7 +1068,8 @@ pub(super) async fn pruning_many_certificates_forgets_them_all(stores: Stores) {
 pub(super) async fn rows_of_every_size_up_to_the_limit_come_back(stores: Stores) {
     for size in [0, 1, 4_090, 4_096, 4_097, 8_192, 60_000, 1_000_000] {
         let content = BundleContent {
-            x509_authorities: vec![vec![8; size]],
+            x509_authorities: vec![vec![8; size].into()],
+            jwt_authorities: Vec::new(),
             refresh_hint: Duration::ZERO,
         };
         let stored = stores
@@ -1061,7 +1077,7 @@ pub(super) async fn rows_of_every_size_up_to_the_limit_come_back(stores: Stores)
             .write(vec![9; size], content)
             .await
             .expect("stored");
-        assert_eq!(stored.x509_authorities[0].len(), size);
+        assert_eq!(stored.x509_authorities[0].der.len(), size);
         assert_eq!(
             stores
                 .journal
@@ -1074,6 +1090,7 @@ pub(super) async fn rows_of_every_size_up_to_the_limit_come_back(stores: Stores)
     }
     let content = BundleContent {
         x509_authorities: vec![],
+        jwt_authorities: vec![],
         refresh_hint: Duration::ZERO,
     };
     let refused = stores

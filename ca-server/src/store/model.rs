@@ -661,6 +661,7 @@ impl<E: Engine> Journal for Store<E> {
             let mut new = StoredBundle {
                 trust_domain,
                 x509_authorities: content.x509_authorities,
+                jwt_authorities: content.jwt_authorities,
                 sequence: old.as_ref().map_or(0, |old| old.sequence),
                 refresh_hint: Some(content.refresh_hint),
                 revision: old.as_ref().map_or(0, |old| old.revision),

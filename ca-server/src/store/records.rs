@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::codec::{Row, unreadable};
 use super::{
     EndpointProfile, IssuedRecord, JtiUse, KubernetesFacts, NewToken, Node, Relationship,
-    RenewedSerial, StoreError, StoredBundle,
+    RenewedSerial, StoreError, StoredBundle, StoredJwtKey, StoredRoot,
 };
 
 macro_rules! row {
@@ -219,18 +219,20 @@ row!(JtiUse, "used token id", 1);
 #[derive(Serialize, Deserialize)]
 pub(super) struct BundleRow {
     trust_domain: String,
-    x509_authorities: Vec<Vec<u8>>,
+    x509_authorities: Vec<StoredRoot>,
+    jwt_authorities: Vec<StoredJwtKey>,
     sequence: u64,
     refresh_hint: Option<Duration>,
     revision: u64,
 }
-row!(BundleRow, "bundle", 1);
+row!(BundleRow, "bundle", 2);
 
 impl From<&StoredBundle> for BundleRow {
     fn from(bundle: &StoredBundle) -> Self {
         Self {
             trust_domain: bundle.trust_domain.to_string(),
             x509_authorities: bundle.x509_authorities.clone(),
+            jwt_authorities: bundle.jwt_authorities.clone(),
             sequence: bundle.sequence,
             refresh_hint: bundle.refresh_hint,
             revision: bundle.revision,
@@ -245,6 +247,7 @@ impl TryFrom<BundleRow> for StoredBundle {
         Ok(Self {
             trust_domain: parse::<BundleRow, _>(&row.trust_domain)?,
             x509_authorities: row.x509_authorities,
+            jwt_authorities: row.jwt_authorities,
             sequence: row.sequence,
             refresh_hint: row.refresh_hint,
             revision: row.revision,

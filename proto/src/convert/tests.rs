@@ -10,7 +10,7 @@ use std::{
 
 use mesh_identity::{
     Bundle, BundleSet, Entry, Selector, SpiffeId, TrustDomain,
-    test_util::{Made, Spec},
+    test_util::{Made, Spec, jwt::JwtSigner},
 };
 use proptest::prelude::*;
 use prost::Message;
@@ -312,17 +312,17 @@ fn a_bundle_comes_back_the_same_with_marks_numbers_and_token_keys() {
     .expect("two roots")
     .with_sequence(7)
     .with_refresh_hint(Some(Duration::from_secs(300)));
-    let key = types::JwtKey {
-        key_id: "k".into(),
-        public_key: vec![1],
-        expires_at: 9,
-        tainted: true,
-    };
-    let carried = CarriedBundle {
-        jwt_authorities: vec![key],
-        ..bundle.into()
-    };
+    let key = JwtSigner::new("k").authority();
+    let end = SystemTime::UNIX_EPOCH + Duration::from_secs(9);
+    let ends = JwtSigner::new("ends").authority();
+    let bundle = bundle
+        .with_jwt_authorities([key, ends.with_expiry(Some(end)).with_tainted(true)])
+        .expect("two keys");
+    let carried = CarriedBundle::from(bundle);
     let wire = types::Bundle::from(&carried);
+    let keys = wire.jwt_authorities.iter();
+    let keys: Vec<_> = keys.map(|k| (k.expires_at, k.tainted)).collect();
+    assert_eq!(keys, [(0, false), (9, true)]);
     assert_eq!((wire.sequence_number, wire.refresh_hint), (7, 300));
     assert_eq!(
         CarriedBundle::try_from(wire).expect("our own bundle"),
@@ -370,6 +370,34 @@ fn a_bundle_is_refused_whole_for_one_bad_root() {
     refused!(
         with(&|b| b.x509_authorities.push(root(leaf.clone()))),
         "x509_authorities[1].asn1",
+        Reason::Bundle(_)
+    );
+    let key = types::JwtKey::from(&JwtSigner::new("k").authority());
+    let with_key = |spoil: &dyn Fn(&mut types::JwtKey)| {
+        let mut key = key.clone();
+        spoil(&mut key);
+        with(&|b| b.jwt_authorities = vec![key.clone()])
+    };
+    with_key(&|_| {}).expect("a right key");
+    refused!(
+        with_key(&|k| k.key_id.clear()),
+        "jwt_authorities[0].key_id",
+        Reason::Bundle(_)
+    );
+    refused!(
+        with_key(&|k| k.public_key.truncate(40)),
+        "jwt_authorities[0].public_key",
+        Reason::Bundle(_)
+    );
+    refused!(
+        with_key(&|k| k.expires_at = -1),
+        "jwt_authorities[0].expires_at",
+        Reason::Negative(-1)
+    );
+    let other = types::JwtKey::from(&JwtSigner::new("k").authority());
+    refused!(
+        with(&|b| b.jwt_authorities = vec![key.clone(), other.clone()]),
+        "jwt_authorities",
         Reason::Bundle(_)
     );
     let foreign = Made::root("b.test").der.to_vec();

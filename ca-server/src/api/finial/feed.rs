@@ -21,7 +21,7 @@ use super::super::caller::{Connection, NotACaller};
 use super::super::{Call, Parts, Refusal};
 use crate::feed::{Follower, Step};
 use crate::fleet::Connected;
-use crate::issuance::{IssueError, to_bundle};
+use crate::issuance::IssueError;
 use crate::store::Node;
 
 /// How long an agent may take to say hello.
@@ -263,7 +263,7 @@ fn to_update(epoch: &str, step: Step) -> Result<Update, BundleError> {
     let bundles = step
         .bundles
         .iter()
-        .map(|stored| to_bundle(stored).map(CarriedBundle::from))
+        .map(|stored| stored.to_bundle().map(CarriedBundle::from))
         .collect::<Result<_, _>>()?;
     Ok(Update {
         entries: step.entries.iter().map(|entry| (**entry).clone()).collect(),

@@ -22,7 +22,7 @@ use super::super::caller::Caller;
 use super::super::{Call, Parts, Refusal};
 use super::item::at_a_time;
 use super::{not_served, ok};
-use crate::issuance::{IssueError, to_bundle};
+use crate::issuance::IssueError;
 use crate::registry::{Page, cut};
 use crate::store::{StoredBundle, Users};
 
@@ -82,7 +82,9 @@ impl wire::bundle_server::Bundle for Service {
     ) -> Result<Response<types::Bundle>, Status> {
         let call = Call::of(&request)?;
         let stored = self.parts.authority.bundle().borrow().clone();
-        let bundle = to_bundle(&stored).map_err(|error| call.refuse(IssueError::from(error)))?;
+        let bundle = stored
+            .to_bundle()
+            .map_err(|error| call.refuse(IssueError::from(error)))?;
         let mask = request.into_inner().output_mask;
         Ok(Response::new(masked((&bundle).into(), mask.as_ref())))
     }

@@ -21,7 +21,9 @@ fn parse(der: &[u8]) -> X509Certificate<'_> {
 }
 
 fn root(rig: &Rig) -> Vec<u8> {
-    rig.authority.bundle().borrow().x509_authorities[0].clone()
+    rig.authority.bundle().borrow().x509_authorities[0]
+        .der
+        .clone()
 }
 
 /// URI and DNS names in the SAN, and whether it is critical.
@@ -368,7 +370,7 @@ async fn ca_21_the_key_of_an_authority_is_never_certified_as_a_leaf() {
     let roots = bundle.borrow().x509_authorities.clone();
     assert_eq!(roots.len(), 2);
     for root in roots {
-        let key = parse(&root).public_key().raw.to_vec();
+        let key = parse(&root.der).public_key().raw.to_vec();
         assert_eq!(
             rig.authority.sign_leaf(&template("/pay"), &key, at(301)),
             Err(SignError::OwnKey)

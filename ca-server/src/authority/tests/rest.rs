@@ -5,6 +5,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use base64::Engine as _;
 
+use super::slots::Slot;
 use super::*;
 use crate::store::SledSettings;
 
@@ -99,6 +100,7 @@ async fn ca_32_any_changed_byte_of_the_journal_is_noticed() {
         .expect("written");
     let content = BundleContent {
         x509_authorities: Vec::new(),
+        jwt_authorities: Vec::new(),
         refresh_hint: Duration::ZERO,
     };
     for place in (0..journal.len()).step_by(3) {
@@ -125,25 +127,49 @@ async fn ca_32_any_changed_byte_of_the_journal_is_noticed() {
 async fn ca_32_sealed_keys_swapped_between_authorities_do_not_open() {
     let rig = Rig::new().await;
     rig.authority.advance(at(301)).await.expect("prepared");
-    let mut slots = rig.authority.slots.lock().await.clone();
-    let sealed = |slots: &Slots, at: usize| slots.0[at].key.as_ref().expect("a key").sealed.clone();
-    let (first, second) = (sealed(&slots, 0), sealed(&slots, 1));
-    slots.0[0].key.as_mut().expect("a key").sealed = second;
-    slots.0[1].key.as_mut().expect("a key").sealed = first;
-    let journal = journal::encode(&slots).expect("encoded");
-    let content = BundleContent {
-        x509_authorities: slots.certificates(),
-        refresh_hint: Duration::ZERO,
+    let slots = rig.authority.slots.lock().await.clone();
+    fn swap<S>(one: &mut Slot<S>, other: &mut Slot<S>) {
+        let (one, other) = (one.key.as_mut(), other.key.as_mut());
+        std::mem::swap(
+            &mut one.expect("a key").sealed,
+            &mut other.expect("a key").sealed,
+        );
+    }
+    let content = slots.content(&settings(rig.folder.path()));
+    let refused = async |slots: &Book| {
+        let journal = journal::encode(slots).expect("encoded");
+        let written = rig.stores.journal.write(journal, content.clone()).await;
+        written.expect("written");
+        let refused = rig.open_again(at(302)).await.map(|_| ());
+        matches!(refused, Err(AuthorityError::CannotUnseal { .. }))
     };
-    rig.stores
-        .journal
-        .write(journal, content)
-        .await
-        .expect("written");
-    assert!(matches!(
-        rig.open_again(at(302)).await.map(|_| ()),
-        Err(AuthorityError::CannotUnseal { .. })
-    ));
+    for kind in [AuthorityKind::X509, AuthorityKind::Jwt] {
+        let mut swapped = slots.clone();
+        match kind {
+            AuthorityKind::X509 => {
+                let [one, other] = &mut swapped.x509.0[..] else {
+                    panic!("two")
+                };
+                swap(one, other);
+            }
+            AuthorityKind::Jwt => {
+                let [one, other] = &mut swapped.jwt.0[..] else {
+                    panic!("two")
+                };
+                swap(one, other);
+            }
+        }
+        assert!(refused(&swapped).await, "{kind:?}");
+    }
+    // Nor does a key move to another key id, or between the kinds.
+    let mut renamed = slots.clone();
+    renamed.jwt.0[0].authority_id = "another".into();
+    assert!(refused(&renamed).await);
+    let mut moved = slots.clone();
+    let x509 = moved.x509.0[0].key.as_ref().expect("a key").sealed.clone();
+    moved.jwt.0[0].key.as_mut().expect("a key").sealed = x509;
+    assert!(refused(&moved).await);
+    assert!(!refused(&slots).await, "what was written last is whole");
 }
 
 #[tokio::test]
@@ -161,10 +187,7 @@ async fn ca_31_st_18_the_key_is_nowhere_in_the_stores_files() {
 
     let sealing = SealingKey::load(&settings.sealing_key, false).expect("read");
     let mut secrets = Vec::new();
-    for slot in &authority.slots.lock().await.0 {
-        let sealed = &slot.key.as_ref().expect("a key").sealed;
-        let pkcs8 =
-            journal::unseal_for_test(&sealing, &domain(), &slot.certificate, sealed).to_vec();
+    for pkcs8 in journal::unsealed_for_test(&*authority.slots.lock().await, &sealing, &domain()) {
         // P-256 in PKCS#8: the scalar follows the octet string header 04 20.
         let scalar = pkcs8
             .windows(2)
@@ -173,6 +196,7 @@ async fn ca_31_st_18_the_key_is_nowhere_in_the_stores_files() {
             + 2;
         secrets.push(pkcs8[scalar..scalar + 32].to_vec());
     }
+    assert_eq!(secrets.len(), 4, "two of each kind");
     drop((authority, stores));
 
     let mut forms = Vec::new();

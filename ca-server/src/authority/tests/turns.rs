@@ -193,7 +193,7 @@ async fn ca_51_every_svid_verifies_against_every_bundle_of_its_life_across_five_
             "at {second}"
         );
         sequences.push(rig.authority.bundle().borrow().sequence);
-        assert!(rig.authority.status().borrow().len() <= 3);
+        assert!(states(&rig.authority, AuthorityKind::X509).len() <= 3);
     }
     assert!(signers.len() >= 6, "{} authorities signed", signers.len());
     assert!(sequences.is_sorted());
@@ -226,12 +226,12 @@ async fn the_key_of_an_old_authority_is_dropped() {
     rig.authority.advance(at(301)).await.expect("prepared");
     rig.authority.advance(at(501)).await.expect("activated");
     let slots = rig.authority.slots.lock().await;
-    let kept: Vec<_> = slots
-        .0
-        .iter()
-        .map(|slot| (slot.state, slot.key.is_some()))
-        .collect();
-    assert_eq!(kept, [(SlotState::Old, false), (SlotState::Active, true)]);
+    let x509 = slots.x509.0.iter();
+    let x509: Vec<_> = x509.map(|slot| (slot.state, slot.key.is_some())).collect();
+    let jwt = slots.jwt.0.iter();
+    let jwt: Vec<_> = jwt.map(|slot| (slot.state, slot.key.is_some())).collect();
+    assert_eq!(x509, [(SlotState::Old, false), (SlotState::Active, true)]);
+    assert_eq!(jwt, x509);
 }
 
 /// A journal that fails when it is told to.
@@ -304,13 +304,8 @@ async fn the_loop_prepares_activates_and_retires_by_the_clock() {
     let mut seen = Vec::new();
     for _ in 0..70 {
         tokio::time::sleep(Duration::from_secs(10)).await;
-        let states: Vec<SlotState> = rig
-            .authority
-            .status()
-            .borrow()
-            .iter()
-            .map(|slot| slot.state)
-            .collect();
+        let states = states(&rig.authority, AuthorityKind::X509);
+        assert_eq!(states, self::states(&rig.authority, AuthorityKind::Jwt));
         if seen.last() != Some(&states) {
             seen.push(states);
         }

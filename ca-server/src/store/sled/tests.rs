@@ -52,7 +52,8 @@ async fn everything_is_there_after_opening_again() {
         .await
         .expect("stored");
     let content = BundleContent {
-        x509_authorities: vec![vec![1; 700]],
+        x509_authorities: vec![vec![1; 700].into()],
+        jwt_authorities: Vec::new(),
         refresh_hint: Duration::from_secs(1),
     };
     stores
@@ -215,7 +216,8 @@ async fn nothing_lands_in_files_that_our_sync_does_not_reach() {
     let stores = open_at(&path).await;
     for n in 0..40_u32 {
         let content = BundleContent {
-            x509_authorities: vec![n.to_be_bytes().repeat(10_000)],
+            x509_authorities: vec![n.to_be_bytes().repeat(10_000).into()],
+            jwt_authorities: Vec::new(),
             refresh_hint: Duration::from_secs(1),
         };
         stores
@@ -353,7 +355,8 @@ async fn make(stores: &Stores, call: &Call) -> String {
         Call::Bundle(n, size) => {
             let bundle = StoredBundle {
                 trust_domain: other(n),
-                x509_authorities: vec![vec![*n; usize::from(*size)]],
+                x509_authorities: vec![vec![*n; usize::from(*size)].into()],
+                jwt_authorities: Vec::new(),
                 sequence: u64::from(*size),
                 refresh_hint: None,
                 revision: 0,
@@ -366,7 +369,8 @@ async fn make(stores: &Stores, call: &Call) -> String {
         ),
         Call::Journal(size) => {
             let content = BundleContent {
-                x509_authorities: vec![vec![7; usize::from(*size) / 8]],
+                x509_authorities: vec![vec![7; usize::from(*size) / 8].into()],
+                jwt_authorities: Vec::new(),
                 refresh_hint: Duration::ZERO,
             };
             format!(

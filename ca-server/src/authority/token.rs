@@ -1,0 +1,106 @@
+//! What we put in a token: the profile of a JWT-SVID (JWT-SVID 2 and 3; spiffe.md C.6), signed by ES256.
+//! Takes names and audiences from a template; its caller proved them.
+//! Never signs outside its own validity, and never for longer than its own end.
+
+use std::time::{Duration, SystemTime};
+
+use mesh_identity::SpiffeId;
+use mesh_identity::jwt::{Claims, JwtAlgorithm, SigningInput};
+use mesh_runtime::telemetry::Secret;
+
+use super::SignError;
+use super::certificate::whole_seconds;
+use super::keys::{Pkcs8, TokenKey, new_token_id};
+use super::slots::Times;
+
+/// What a token shall say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenTemplate {
+    /// Whom it names: a member of our trust domain, with a path.
+    pub spiffe_id: SpiffeId,
+    /// For whom it is made; empty ones are dropped and one must be left.
+    pub audience: Vec<String>,
+    /// How long it should live; it never outlives the authority.
+    pub ttl: Duration,
+    /// Whether it has a name of its own (`jti`).
+    pub with_token_id: bool,
+}
+
+/// A signed token.
+#[derive(Debug)]
+pub struct SignedToken {
+    /// The token in compact form. Whoever holds it is taken for the workload.
+    pub token: Secret<String>,
+    /// Which authority signed: its key id.
+    pub authority_id: String,
+    /// Its own name, if it has one.
+    pub token_id: Option<String>,
+    /// When it was made.
+    pub issued_at: SystemTime,
+    /// End of validity.
+    pub expires_at: SystemTime,
+}
+
+/// A JWT authority that can sign.
+pub(super) struct TokenSigner {
+    key_id: String,
+    times: Times,
+    key: TokenKey,
+}
+
+impl TokenSigner {
+    pub(super) fn new(key_id: String, times: Times, pkcs8: &Pkcs8) -> Result<Self, String> {
+        Ok(Self {
+            key_id,
+            times,
+            key: TokenKey::from_pkcs8(pkcs8)?,
+        })
+    }
+
+    /// Its public key as a SubjectPublicKeyInfo.
+    pub(super) fn public_key(&self) -> Vec<u8> {
+        self.key.public_key()
+    }
+
+    pub(super) fn sign(
+        &self,
+        template: &TokenTemplate,
+        now: SystemTime,
+    ) -> Result<SignedToken, SignError> {
+        if now < self.times.not_before || now >= self.times.not_after {
+            return Err(SignError::NoAuthority);
+        }
+        let failed = |reason: &str| SignError::Failed {
+            reason: reason.into(),
+        };
+        let token_id = match template.with_token_id {
+            true => Some(new_token_id().ok_or_else(|| failed("no random numbers"))?),
+            false => None,
+        };
+        let end = now
+            .checked_add(template.ttl)
+            .map_or(self.times.not_after, |end| end.min(self.times.not_after));
+        let (issued_at, expires_at) = (whole_seconds(now), whole_seconds(end));
+        if expires_at <= now {
+            return Err(SignError::NoTime);
+        }
+        let claims = Claims {
+            id: &template.spiffe_id,
+            audience: &template.audience,
+            issued_at,
+            expires_at,
+            issuer: None,
+            token_id: token_id.as_deref(),
+        };
+        let input = SigningInput::new(JwtAlgorithm::Es256, &self.key_id, &claims)?;
+        let signature = self.key.sign(input.as_bytes());
+        let signature = signature.ok_or_else(|| failed("the key did not sign"))?;
+        Ok(SignedToken {
+            token: Secret::new(input.with_signature(&signature)),
+            authority_id: self.key_id.clone(),
+            token_id,
+            issued_at,
+            expires_at,
+        })
+    }
+}
