@@ -11,7 +11,7 @@ use tonic::{Request, Response, Status};
 use x509_parser::prelude::{FromDer, ParsedExtension, X509Certificate};
 
 use super::super::{Call, Parts};
-use crate::issuance::{IssueError, to_bundle};
+use crate::issuance::IssueError;
 
 /// The service.
 pub(crate) struct Service {
@@ -89,7 +89,9 @@ impl wire::debug_server::Debug for Service {
         let bundles = self.parts.bundles.list().await;
         let bundles = bundles.map_err(|error| call.refuse(error))?.len();
         let stored = self.parts.authority.bundle().borrow().clone();
-        let own = to_bundle(&stored).map_err(|error| call.refuse(IssueError::from(error)))?;
+        let own = stored
+            .to_bundle()
+            .map_err(|error| call.refuse(IssueError::from(error)))?;
         Ok(Response::new(wire::GetInfoResponse {
             svid_chain: chain(&self.parts.identity, own.x509_authorities()),
             uptime: i32::try_from(self.uptime().as_secs()).unwrap_or(i32::MAX),
