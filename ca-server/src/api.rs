@@ -43,7 +43,7 @@ use crate::fleet::Fleet;
 use crate::issuance::{Attribution, Issuer};
 use crate::metrics::Metrics;
 use crate::registry::{EntryBook, Registry};
-use crate::store::{Bundles, Nodes, Tokens};
+use crate::store::{Bundles, Nodes, Snapshots, Tokens};
 
 /// What the handlers work with: the narrowest handle of each part.
 #[derive(Clone)]
@@ -62,6 +62,8 @@ pub struct Parts {
     pub nodes: Arc<dyn Nodes>,
     /// Join tokens.
     pub tokens: Arc<dyn Tokens>,
+    /// The store as a whole.
+    pub snapshots: Arc<dyn Snapshots>,
     /// Signs and records.
     pub issuer: Arc<Issuer>,
     /// Our bundle.
@@ -102,7 +104,8 @@ pub fn routes(parts: &Parts) -> Routes {
         .add_service(spire::logger(parts))
         .add_service(spire::debug(parts))
         .add_service(spire::health(parts))
-        .add_service(finial::feed(parts));
+        .add_service(finial::feed(parts))
+        .add_service(finial::backup(parts));
     routes.prepare()
 }
 

@@ -220,6 +220,7 @@ pub async fn build(config: &CaServerConfig, given: Given) -> anyhow::Result<App>
         federation: Arc::new(Federation::new(stores.relationships.clone())),
         nodes: stores.nodes.clone(),
         tokens: stores.tokens.clone(),
+        snapshots: stores.snapshots.clone(),
         issuer: issuer.clone(),
         authority: authority.clone(),
         attestors: Arc::new(attestors),

@@ -3,6 +3,7 @@
 
 mod agent;
 mod args;
+mod backup;
 mod entry;
 mod error;
 mod show;
@@ -69,6 +70,11 @@ enum Verb {
     Agent {
         #[command(subcommand)]
         verb: agent::AgentVerb,
+    },
+    /// Backups of what the server remembers
+    Backup {
+        #[command(subcommand)]
+        verb: backup::BackupVerb,
     },
 }
 
@@ -137,6 +143,7 @@ pub fn main(cli: Cli) -> Exit {
         Verb::Validate(args) => cli::validate::<CaServerConfig>(&args, &common),
         Verb::Config { verb } => cli::config::<CaServerConfig>(&verb, &common),
         Verb::Run(args) => run(&args, &common),
+        Verb::Backup { verb } => backup::run(verb, &common),
         verb => match on_one_thread(ask(verb, &common)) {
             Ok(exit) => exit,
             Err(error) => error::refused(&error, &common),
@@ -171,7 +178,9 @@ fn on_one_thread<T>(
 async fn ask(verb: Verb, common: &CommonArgs) -> Result<Exit, CommandError> {
     let output = common.output;
     match verb {
-        Verb::Run(_) | Verb::Validate(_) | Verb::Config { .. } => Ok(Exit::Usage),
+        Verb::Run(_) | Verb::Validate(_) | Verb::Config { .. } | Verb::Backup { .. } => {
+            Ok(Exit::Usage)
+        }
         Verb::Entry { verb } => entry::run(verb, output).await,
         Verb::Agent { verb } => agent::run(verb, output).await,
         Verb::Healthcheck { socket, .. } => {

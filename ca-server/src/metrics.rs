@@ -1,6 +1,6 @@
 //! All metric names of this server in one place. Labels come from fixed sets, never from a stranger's text.
 
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use mesh_identity::X509Svid;
 use mesh_runtime::errors::Coded;
@@ -24,6 +24,7 @@ pub struct Metrics {
     agents: Gauge,
     agents_connected: Gauge,
     entries: Gauge,
+    backup: Gauge,
     ratelimited: Family<Labels<1>, Counter>,
     feed_refused: Counter,
     handled: Family<Labels<2>, Counter>,
@@ -50,6 +51,10 @@ impl Metrics {
                 "Agents with an open feed stream",
             ),
             entries: registry.gauge("ca_server_entries", "Registration entries"),
+            backup: registry.gauge(
+                "ca_server_backup_last_success_timestamp_seconds",
+                "When the last backup was taken since this start, seconds since 1970",
+            ),
             ratelimited: Family::default(),
             feed_refused: registry.counter(
                 "ca_server_feed_updates_refused",
@@ -125,6 +130,12 @@ impl Metrics {
         self.attestations
             .get_or_create(&[("attestor", attestor), ("result", result)])
             .inc();
+    }
+
+    /// A backup was taken.
+    pub(crate) fn backup(&self, now: SystemTime) {
+        let seconds = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        self.backup.set(i64::try_from(seconds).unwrap_or(i64::MAX));
     }
 
     /// A call went over the budget of this name.

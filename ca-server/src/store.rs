@@ -2,6 +2,7 @@
 //! Trusts its callers' values, which are parsed types; knows no rule about who may do what.
 //! Never acknowledges a change that a crash or a power cut could take back.
 
+mod backup;
 mod codec;
 #[cfg(test)]
 mod conformance;
@@ -14,6 +15,7 @@ mod sled;
 mod view;
 
 use std::collections::BTreeSet;
+use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -27,6 +29,7 @@ use mesh_identity::{
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+pub use self::backup::{Backup, BackupError, BackupFacts};
 pub use self::error::StoreError;
 use self::sled as embedded;
 pub use embedded::SledSettings;
@@ -53,6 +56,8 @@ pub struct Stores {
     pub issued: Arc<dyn Issued>,
     /// What changed since a revision.
     pub changes: Arc<dyn Changes>,
+    /// Everything at once, for backups.
+    pub snapshots: Arc<dyn Snapshots>,
 }
 
 impl Stores {
@@ -81,7 +86,8 @@ impl Stores {
             relationships: store.clone(),
             journal: store.clone(),
             issued: store.clone(),
-            changes: store,
+            changes: store.clone(),
+            snapshots: store,
         }
     }
 }
@@ -579,6 +585,13 @@ pub trait Changes: Send + Sync {
     fn everything(&self) -> StoreFuture<'_, ChangeSet>;
     /// Whether the store works. Once stopped it stays so until the process is started again.
     fn health(&self) -> watch::Receiver<StoreHealth>;
+}
+
+/// The whole content at once.
+pub trait Snapshots: Send + Sync {
+    /// Writes a backup of everything that was durable at one moment; [`Backup::open`] reads it. Changes wait meanwhile, so write to
+    /// something that does not wait for anybody.
+    fn snapshot(&self, into: Box<dyn Write + Send>, now: SystemTime) -> StoreFuture<'_, ()>;
 }
 
 /// Whether the store takes changes.

@@ -100,6 +100,10 @@ pub mod finial {
     pub mod feed {
         generated!(v1, "finial.feed.v1.rs");
     }
+    /// A backup of a running server.
+    pub mod backup {
+        generated!(v1, "finial.backup.v1.rs");
+    }
     /// Why a process gets an identity, or none.
     pub mod explain {
         generated!(v1, "finial.explain.v1.rs");

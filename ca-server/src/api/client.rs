@@ -2,6 +2,7 @@
 //! Trusts whoever listens on the socket, as the user who named it does.
 
 mod agent;
+mod backup;
 mod entry;
 
 use std::path::Path;
@@ -26,6 +27,7 @@ use tonic_health::pb::health_client::HealthClient;
 use tower::service_fn;
 
 pub use self::agent::ListedAgent;
+pub use self::backup::FetchError;
 pub use self::entry::NewEntry;
 use crate::registry::Match;
 

@@ -1,7 +1,9 @@
-//! What SPIRE's API lacks: the feed. Wire → values and back; what is told is decided in `crate::feed`.
+//! What SPIRE's API lacks: the feed and backups. Wire → values and back; what is told is decided in `crate::feed`.
 
+mod backup;
 mod feed;
 
+use proto::finial::backup::v1::backup_server::BackupServer;
 use proto::finial::feed::v1::feed_server::FeedServer;
 
 use super::Parts;
@@ -9,4 +11,8 @@ use super::Parts;
 pub(super) fn feed(parts: &Parts) -> FeedServer<feed::Service> {
     // An agent's messages are small: a hello and acknowledgements.
     FeedServer::new(feed::Service::new(parts.clone())).max_decoding_message_size(64 * 1024)
+}
+
+pub(super) fn backup(parts: &Parts) -> BackupServer<backup::Service> {
+    BackupServer::new(backup::Service::new(parts.clone())).max_decoding_message_size(1024)
 }

@@ -153,6 +153,7 @@ pub const TABLE: &[Row] = &[
     row("/spire.api.server.logger.v1.Logger/ResetLogLevel", LOCAL, "log.reset", Audit::Call, Limit::None),
     row("/spire.api.server.debug.v1.Debug/GetInfo", LOCAL, "debug.read", Audit::Call, Limit::None),
     row("/finial.feed.v1.Feed/Follow", AGENT, "feed.follow", Audit::Refusals, Limit::None),
+    row("/finial.backup.v1.Backup/Create", LOCAL, "backup.create", Audit::Call, Limit::None),
     row("/grpc.health.v1.Health/Check", LOCAL, "health.read", Audit::Refusals, Limit::None),
     row("/grpc.health.v1.Health/Watch", LOCAL, "health.read", Audit::Refusals, Limit::None),
 ];

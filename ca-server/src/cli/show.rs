@@ -204,11 +204,11 @@ fn rows(rows: &[(&str, String)]) -> String {
         .collect()
 }
 
-fn line(value: &Value) -> String {
+pub(super) fn line(value: &Value) -> String {
     format!("{value:#}\n")
 }
 
-fn rfc3339(moment: SystemTime) -> String {
+pub(super) fn rfc3339(moment: SystemTime) -> String {
     let moment = OffsetDateTime::from(moment)
         .replace_nanosecond(0)
         .unwrap_or(OffsetDateTime::UNIX_EPOCH);

@@ -34,6 +34,9 @@ pub(super) enum Table {
 }
 
 impl Table {
+    /// What every row's key begins with, whatever tables there will be; an engine may use the byte above for itself.
+    pub(super) const EVERY: std::ops::Range<u8> = 0..u8::MAX;
+
     pub(super) fn key(self, inside: &[u8]) -> Vec<u8> {
         let mut key = Vec::with_capacity(1 + inside.len());
         key.push(self as u8);
@@ -278,6 +281,11 @@ impl Tx<'_> {
             });
         self.noticed(read)?;
         Ok(keys)
+    }
+
+    /// What was durable before this group. Nothing changes it while the job runs.
+    pub(super) fn durable(&self) -> &dyn Pages {
+        self.pages
     }
 
     /// The next number of the global counter; it is stored in the same step as what it numbers.

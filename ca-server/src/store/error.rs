@@ -70,6 +70,12 @@ pub enum StoreError {
         /// Why.
         reason: String,
     },
+    /// A backup could not be put aside.
+    #[error("the backup could not be put aside: {reason}")]
+    Spool {
+        /// Why.
+        reason: String,
+    },
     /// Reading failed.
     #[error("the store could not be read: {reason}")]
     Read {
@@ -99,6 +105,7 @@ impl Coded for StoreError {
             Self::Stopped { .. } => "FNL1006",
             Self::TooLarge { .. } => "FNL1007",
             Self::Unreadable { .. } => "FNL1008",
+            Self::Spool { .. } => "FNL1009",
             Self::Read { .. } => "FNL1010",
         }
     }

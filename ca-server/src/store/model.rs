@@ -2,6 +2,7 @@
 //! Every change is one transaction: all of its rows become durable together, or none.
 
 use std::collections::BTreeSet;
+use std::io::Write;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -20,8 +21,8 @@ use super::view::{Event, Gone};
 use super::{
     Attested, BundleContent, Bundles, ChangeSet, Changes, CreatedEntry, DeletedBundle, Entries,
     Issued, IssuedRecord, Journal, JtiUse, NewToken, Node, Nodes, Relationship, Relationships,
-    RenewedSerial, Replaced, ReplacedRelationship, Spent, SpentJti, StoreError, StoreFuture,
-    StoreHealth, StoredBundle, Tokens, UpdatedEntry, Users,
+    RenewedSerial, Replaced, ReplacedRelationship, Snapshots, Spent, SpentJti, StoreError,
+    StoreFuture, StoreHealth, StoredBundle, Tokens, UpdatedEntry, Users, backup,
 };
 
 /// The store over an engine.
@@ -816,5 +817,14 @@ impl<E: Engine> Changes for Store<E> {
 
     fn health(&self) -> watch::Receiver<StoreHealth> {
         self.engine.health()
+    }
+}
+
+// --- backup
+
+impl<E: Engine> Snapshots for Store<E> {
+    fn snapshot(&self, mut into: Box<dyn Write + Send>, now: SystemTime) -> StoreFuture<'_, ()> {
+        let trust_domain = self.engine.view().trust_domain().clone();
+        self.change(move |tx| backup::write(tx.durable(), &trust_domain, now, &mut into))
     }
 }

@@ -221,7 +221,7 @@ pub(super) struct BundleRow {
     trust_domain: String,
     x509_authorities: Vec<StoredRoot>,
     jwt_authorities: Vec<StoredJwtKey>,
-    sequence: u64,
+    pub(super) sequence: u64,
     refresh_hint: Option<Duration>,
     revision: u64,
 }

@@ -23,7 +23,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use self::pieces::Rows;
 use self::writer::Writer;
-use super::engine::{Engine, Job, Pages};
+use super::engine::{Engine, Job, Overlay, Pages};
 use super::model::Store;
 use super::view::SharedView;
 use super::{StoreError, StoreHealth};
@@ -105,6 +105,16 @@ pub(super) async fn open(
         view: opened.view,
         health: opened.health,
     }))
+}
+
+/// Makes a store with these rows where there is none.
+pub(super) fn make(
+    directory: &Path,
+    trust_domain: &TrustDomain,
+    settings: &SledSettings,
+    content: Overlay,
+) -> Result<(), StoreError> {
+    place::make(directory, trust_domain, settings, content)
 }
 
 impl Engine for Embedded {

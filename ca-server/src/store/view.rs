@@ -313,7 +313,8 @@ impl TryFrom<TombstoneRow> for Gone {
 }
 
 /// Visits a table's rows and stops at the first that cannot be read.
-fn each(
+/// Visits the rows of a table, with their keys inside it.
+pub(super) fn each(
     pages: &dyn Pages,
     table: Table,
     mut visit: impl FnMut(&[u8], &[u8]) -> Result<(), StoreError>,

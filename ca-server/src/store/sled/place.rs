@@ -25,6 +25,9 @@ const FORMAT: u16 = 2;
 /// How often the lock of a dying process is tried again.
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
+/// How many rows of a new store are written in one step: sled keeps a whole step in memory.
+const AT_ONCE: usize = 1_000;
+
 /// The file that sled keeps its log in.
 const LOG: &str = "db";
 
@@ -47,7 +50,7 @@ pub(super) fn open(
 ) -> Result<Place, StoreError> {
     match fs::symlink_metadata(directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            make(directory, trust_domain, settings)?
+            make(directory, trust_domain, settings, Overlay::new())?;
         }
         Err(error) => return Err(unusable(directory, error)),
         Ok(found) if !found.is_dir() => return Err(unusable(directory, "it is not a directory")),
@@ -111,11 +114,12 @@ pub(super) fn open(
     })
 }
 
-/// Makes a store beside its place and moves it there when it is complete and durable.
-fn make(
+/// Makes a store with these rows beside its place and moves it there when it is complete and durable. Its identity is new.
+pub(super) fn make(
     directory: &Path,
     trust_domain: &TrustDomain,
     settings: &SledSettings,
+    mut content: Overlay,
 ) -> Result<(), StoreError> {
     let failed = |error: io::Error| unusable(directory, error);
     let parent = match directory.parent() {
@@ -141,10 +145,12 @@ fn make(
         trust_domain: trust_domain.to_string(),
     };
     let rows = Rows((*db).clone());
-    rows.write(Overlay::from([(
-        Table::Meta.key(HEADER),
-        Some(encode(&header)?),
-    )]))?;
+    content.insert(Table::Meta.key(HEADER), Some(encode(&header)?));
+    while !content.is_empty() {
+        let later = content.keys().nth(AT_ONCE).cloned();
+        let later = later.map_or_else(Overlay::new, |key| content.split_off(&key));
+        rows.write(std::mem::replace(&mut content, later))?;
+    }
     db.flush().map_err(|error| unusable(directory, error))?;
     log.sync_all().map_err(failed)?;
     drop((rows, db));
