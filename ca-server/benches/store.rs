@@ -245,6 +245,7 @@ fn signatures(folder: &Path, runtime: &tokio::runtime::Runtime) {
     let template = LeafTemplate {
         spiffe_id: SpiffeId::from_parts(&domain(), "/ns/shop/sa/pay").expect("an id"),
         dns_names: Vec::new(),
+        subject: Vec::new(),
         ttl: Duration::from_secs(60),
         not_before_backdate: BACKDATE,
     };

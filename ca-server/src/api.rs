@@ -101,6 +101,7 @@ pub fn routes(parts: &Parts) -> Routes {
         .add_service(spire::svid(parts))
         .add_service(spire::bundle(parts))
         .add_service(spire::trustdomain(parts))
+        .add_service(spire::local_authority(parts))
         .add_service(spire::logger(parts))
         .add_service(spire::debug(parts))
         .add_service(spire::health(parts))

@@ -184,6 +184,7 @@ pub async fn build(config: &CaServerConfig, given: Given) -> anyhow::Result<App>
     let store_ready = store_ready.done();
     let lives = Lives {
         x509_svid: config.lifetimes.x509_svid.get(),
+        jwt_svid: config.jwt_svid(),
         agent_svid: config.lifetimes.agent_svid.get(),
     };
     let issuer = Arc::new(Issuer::new(

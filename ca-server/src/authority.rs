@@ -68,6 +68,8 @@ pub struct LeafTemplate {
     pub spiffe_id: SpiffeId,
     /// Further names.
     pub dns_names: Vec<DnsName>,
+    /// The subject's attributes: object identifier and text. Empty, but for certificates that an administrator asks for.
+    pub subject: Vec<(Vec<u64>, String)>,
     /// How long it should live; it never outlives the authority.
     pub ttl: Duration,
     /// How far its start lies back; usually [`BACKDATE`].

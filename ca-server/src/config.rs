@@ -90,6 +90,8 @@ pub struct LifetimesConfig {
     pub x509_authority: HumanDuration,
     /// An X509-SVID whose entry does not say otherwise.
     pub x509_svid: HumanDuration,
+    /// A JWT-SVID whose entry does not say otherwise; if not set, 5 minutes or what the authority can grant.
+    pub jwt_svid: Option<HumanDuration>,
     /// The SVID of an agent, and of this server itself.
     pub agent_svid: HumanDuration,
     /// How often others should ask for the bundle.
@@ -243,6 +245,7 @@ impl Default for LifetimesConfig {
         Self {
             x509_authority: HumanDuration::from_secs(24 * 3600),
             x509_svid: HumanDuration::from_secs(3600),
+            jwt_svid: None,
             agent_svid: HumanDuration::from_secs(3600),
             bundle_refresh_hint: HumanDuration::from_secs(300),
         }
@@ -320,6 +323,18 @@ impl CaServerConfig {
     }
 }
 
+/// The life of a JWT-SVID where nobody says otherwise (JWT-21).
+const JWT_SVID: Duration = Duration::from_secs(300);
+
+impl CaServerConfig {
+    /// The life of a JWT-SVID whose entry does not say otherwise.
+    pub fn jwt_svid(&self) -> Duration {
+        let most = self.authority().longest_svid();
+        let configured = self.lifetimes.jwt_svid.map(HumanDuration::get);
+        configured.unwrap_or(JWT_SVID.min(most))
+    }
+}
+
 impl Config for CaServerConfig {
     const KIND: &'static str = "CaServerConfig";
     const ENV_PREFIX: &'static str = "CA_SERVER";
@@ -354,10 +369,14 @@ impl CaServerConfig {
         }
         // An authority hands over to the next one before its end; what it signs last must still fit into what is left.
         let longest = self.authority().longest_svid();
+        let jwt = lives.jwt_svid;
         for (name, path, life) in [
             ("x509Svid", "lifetimes.x509Svid", lives.x509_svid),
             ("agentSvid", "lifetimes.agentSvid", lives.agent_svid),
-        ] {
+        ]
+        .into_iter()
+        .chain(jwt.map(|life| ("jwtSvid", "lifetimes.jwtSvid", life)))
+        {
             if life.get() < SHORTEST_SVID {
                 found.problem(
                     FIELDS_DISAGREE,

@@ -3,7 +3,9 @@
 //! Never hands out a certificate that was not looked at again, remembered durably and written to the audit record.
 
 mod csr;
+mod mint;
 mod template;
+mod token;
 mod verify;
 
 use std::sync::Arc;
@@ -12,7 +14,9 @@ use std::time::SystemTime;
 use arc_swap::ArcSwap;
 use futures::future::join_all;
 use mesh_identity::{BundleError, BundleSet, EntryId, SpiffeId, X509Svid};
-use mesh_runtime::audit::{Action, Actor, AuditError, AuditLog, Decision, Object, Origin, Outcome};
+use mesh_runtime::audit::{
+    Action, Actor, AuditError, AuditLog, Decision, Object, Origin, Outcome, Record,
+};
 use mesh_runtime::clock::Clock;
 use mesh_runtime::errors::{Blame, Coded, ErrorChain};
 
@@ -23,7 +27,9 @@ use crate::registry::{NotAuthorized, Registry};
 use crate::store::{Issued, IssuedRecord, Node, StoreError, StoredBundle};
 
 pub use self::csr::{CsrError, LONGEST_CSR, VerifiedCsr};
+pub use self::mint::{MintError, MintRequest, is_reserved};
 pub use self::template::Lives;
+pub use self::token::IssuedToken;
 pub use self::verify::NotWhatWeMeant;
 
 /// One certificate that an agent asks for.
@@ -153,9 +159,7 @@ impl Issuer {
                         Ok(signed.svid)
                     }
                     Err(error) => {
-                        // Nothing is granted, so nobody has to wait for the disk.
-                        record.decision(Decision::deny(ErrorChain(&error).to_string()));
-                        record.finish_later(error.outcome(), Some(error.code()));
+                        error.refuse(record);
                         Err(error)
                     }
                 }
@@ -285,16 +289,18 @@ pub enum IssueError {
     #[error(transparent)]
     Csr(#[from] CsrError),
     /// The authority refused.
-    #[error("the certificate was not signed")]
+    #[error("the certificate or token was not signed")]
     Sign(#[from] SignError),
     /// The result was not what we meant.
-    #[error("the certificate was signed wrongly and thrown away")]
+    #[error("the certificate or token was signed wrongly and thrown away")]
     NotWhatWeMeant(#[from] NotWhatWeMeant),
     /// It could not be remembered.
     #[error("the certificate could not be remembered and was thrown away")]
     Store(#[from] StoreError),
     /// It could not be written to the audit record.
-    #[error("the certificate could not be written to the audit record and was thrown away")]
+    #[error(
+        "the certificate or token could not be written to the audit record and was thrown away"
+    )]
     Audit(#[from] AuditError),
     /// Our own bundle makes no sense.
     #[error("our own bundle cannot be read")]
@@ -312,6 +318,12 @@ impl IssueError {
             Self::Store(error) => error.blame(),
             Self::Audit(_) => Blame::Dependency,
         }
+    }
+
+    /// Finishes the record of what was refused. Nothing is granted, so nobody has to wait for the disk.
+    fn refuse(&self, mut record: Record) {
+        record.decision(Decision::deny(ErrorChain(self).to_string()));
+        record.finish_later(self.outcome(), Some(self.code()));
     }
 
     fn outcome(&self) -> Outcome {

@@ -8,7 +8,7 @@ use mesh_runtime::metrics::{Counter, Family, Gauge, Histogram, exponential_bucke
 use tonic::Code;
 
 use crate::authority::{AuthorityKind, SlotState, SlotStatus};
-use crate::issuance::IssueError;
+use crate::issuance::{IssueError, IssuedToken};
 
 type Labels<const N: usize> = [(&'static str, &'static str); N];
 
@@ -123,6 +123,16 @@ impl Metrics {
                 .get_or_create(&[("type", "x509"), ("reason", error.code())])
                 .inc();
         }
+    }
+
+    pub(crate) fn token(&self, answer: &Result<IssuedToken, IssueError>) {
+        match answer {
+            Ok(_) => self.issued.get_or_create(&[("type", "jwt")]).inc(),
+            Err(error) => self
+                .issuance_denied
+                .get_or_create(&[("type", "jwt"), ("reason", error.code())])
+                .inc(),
+        };
     }
 
     /// A node tried to prove itself: `result` is `success` or the code of the refusal.

@@ -47,6 +47,21 @@ impl AuthorizedEntry {
         &self.0.dns_names
     }
 
+    /// How long a JWT-SVID shall live, if the entry says so.
+    pub fn jwt_svid_ttl(&self) -> Option<Duration> {
+        self.0.jwt_svid_ttl
+    }
+
+    /// Whether its JWT-SVIDs have names of their own (`jti`).
+    pub fn with_token_id(&self) -> bool {
+        self.0.jwt_svid_include_jti
+    }
+
+    /// What tells it from other identities of the same workload.
+    pub fn hint(&self) -> &str {
+        &self.0.hint
+    }
+
     /// How long an X509-SVID shall live, if the entry says so.
     pub fn x509_svid_ttl(&self) -> Option<Duration> {
         self.0.x509_svid_ttl

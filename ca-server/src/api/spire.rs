@@ -6,6 +6,7 @@ mod debug;
 mod entry;
 mod health;
 mod item;
+mod local_authority;
 mod logger;
 mod svid;
 mod trustdomain;
@@ -18,6 +19,7 @@ use proto::spire::api::server::agent::v1::agent_server::AgentServer;
 use proto::spire::api::server::bundle::v1::bundle_server::BundleServer;
 use proto::spire::api::server::debug::v1::debug_server::DebugServer;
 use proto::spire::api::server::entry::v1::entry_server::EntryServer;
+use proto::spire::api::server::localauthority::v1::local_authority_server::LocalAuthorityServer;
 use proto::spire::api::server::logger::v1::logger_server::LoggerServer;
 use proto::spire::api::server::svid::v1::svid_server::SvidServer;
 use proto::spire::api::server::trustdomain::v1::trust_domain_server::TrustDomainServer;
@@ -51,6 +53,10 @@ pub(super) fn bundle(parts: &Parts) -> BundleServer<bundle::Service> {
 pub(super) fn trustdomain(parts: &Parts) -> TrustDomainServer<trustdomain::Service> {
     TrustDomainServer::new(trustdomain::Service::new(parts.clone()))
         .max_decoding_message_size(LARGEST_MESSAGE)
+}
+
+pub(super) fn local_authority(parts: &Parts) -> LocalAuthorityServer<local_authority::Service> {
+    LocalAuthorityServer::new(local_authority::Service::new(parts.clone()))
 }
 
 pub(super) fn logger(parts: &Parts) -> LoggerServer<logger::Service> {

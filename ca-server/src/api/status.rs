@@ -12,8 +12,9 @@ use tonic::{Code, Status};
 
 use super::caller::NotACaller;
 use crate::attestation::{AttestError, K8sRefused};
+use crate::authority::TurnError;
 use crate::federation::EndpointUrlError;
-use crate::issuance::{CsrError, IssueError};
+use crate::issuance::{CsrError, IssueError, MintError};
 use crate::registry::{CreateError, NotAuthorized, PageError};
 use crate::store::StoreError;
 
@@ -244,13 +245,42 @@ impl From<CsrError> for Refusal {
     }
 }
 
+impl From<MintError> for Refusal {
+    fn from(error: MintError) -> Self {
+        match error {
+            MintError::Csr(error) => error.into(),
+            error => Self::new(
+                error.code(),
+                Code::InvalidArgument,
+                ErrorChain(&error).to_string(),
+            ),
+        }
+    }
+}
+
+impl From<TurnError> for Refusal {
+    fn from(error: TurnError) -> Self {
+        match &error {
+            TurnError::NotPrepared(_) | TurnError::NotTainted => {
+                // SPIRE's code for them, although the caller is to blame.
+                Self::new(error.code(), Code::Internal, error.to_string())
+            }
+            _ => Self::by_blame(&error, error.blame(), "the authority was not turned"),
+        }
+    }
+}
+
 impl From<IssueError> for Refusal {
     fn from(error: IssueError) -> Self {
         match error {
             IssueError::NotAuthorized(error) => error.into(),
             IssueError::Csr(error) => error.into(),
             IssueError::Audit(error) => error.into(),
-            error => Self::by_blame(&error, error.blame(), "the certificate was not issued"),
+            error => Self::by_blame(
+                &error,
+                error.blame(),
+                "the certificate or token was not issued",
+            ),
         }
     }
 }

@@ -39,10 +39,12 @@ use crate::config::CaServerConfig;
 use crate::store::Stores;
 
 mod agents;
+mod authorities;
 mod bundles;
 mod entries;
 mod federation;
 mod operators;
+mod svids;
 
 struct Server {
     address: String,

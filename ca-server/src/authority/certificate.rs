@@ -116,8 +116,8 @@ impl Signer {
         params.serial_number = Some(SerialNumber::from_slice(&serial));
         params.not_before = date(not_before);
         params.not_after = date(not_after);
-        // No name at all: the SPIFFE ID is the identity, and the SAN is critical for that (X509-6).
-        params.distinguished_name = DistinguishedName::new();
+        // As a rule no name at all: the SPIFFE ID is the identity, and the SAN is critical for that (X509-6).
+        params.distinguished_name = subject_name(&template.subject).map_err(failed)?;
         params.subject_alt_names = vec![uri(&template.spiffe_id).map_err(failed)?];
         for name in &template.dns_names {
             let name = name
@@ -146,6 +146,25 @@ impl Signer {
             not_after,
         })
     }
+}
+
+/// Attributes that X.520 writes as printable strings: country, serial number, qualifier.
+const PRINTABLE: [&[u64]; 3] = [&[2, 5, 4, 6], &SERIAL_NUMBER, &[2, 5, 4, 46]];
+
+fn subject_name(subject: &[(Vec<u64>, String)]) -> Result<DistinguishedName, String> {
+    let mut name = DistinguishedName::new();
+    for (kind, text) in subject {
+        let value = match PRINTABLE.contains(&kind.as_slice()) {
+            true => DnValue::PrintableString(
+                text.as_str()
+                    .try_into()
+                    .map_err(|error: rcgen::Error| error.to_string())?,
+            ),
+            false => DnValue::Utf8String(text.clone()),
+        };
+        name.push(DnType::from_oid(kind), value);
+    }
+    Ok(name)
 }
 
 /// What every authority of ours has in common.

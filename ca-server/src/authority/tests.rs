@@ -95,6 +95,7 @@ pub(super) fn template(path: &str) -> LeafTemplate {
     LeafTemplate {
         spiffe_id: SpiffeId::from_parts(&domain(), path).expect("a path"),
         dns_names: Vec::new(),
+        subject: Vec::new(),
         ttl: Duration::from_secs(60),
         not_before_backdate: BACKDATE,
     }

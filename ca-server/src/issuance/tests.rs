@@ -38,6 +38,7 @@ async fn setting() -> Setting {
     let registry = Registry::open(stores.changes.clone()).await.unwrap();
     let (log, audit) = AuditLog::memory("ca-server", &clock);
     let lives = Lives {
+        jwt_svid: Duration::from_secs(300),
         x509_svid: Duration::from_secs(300),
         agent_svid: Duration::from_secs(200),
     };
@@ -172,6 +173,7 @@ async fn what_was_signed_for_another_template_does_not_pass_the_second_look() {
     let template = |path: &str, ttl| LeafTemplate {
         spiffe_id: id(path),
         dns_names: vec![],
+        subject: Vec::new(),
         ttl: Duration::from_secs(ttl),
         not_before_backdate: Duration::from_secs(10),
     };

@@ -4,10 +4,11 @@
 use std::time::SystemTime;
 
 use mesh_identity::BundleSet;
+use mesh_identity::jwt::{JwtError, verify_jwt_svid};
 use mesh_identity::verify::{VerifyError, verify_x509_svid};
 use mesh_identity::{SvidError, X509Svid};
 
-use crate::authority::{LeafTemplate, SignedLeaf};
+use crate::authority::{LeafTemplate, SignedLeaf, SignedToken, TokenTemplate};
 
 /// What we signed is not what we meant.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -18,8 +19,11 @@ pub enum NotWhatWeMeant {
     /// A peer would refuse it.
     #[error("a peer would refuse the certificate that was signed")]
     Refused(#[source] VerifyError),
+    /// A verifier would refuse the token.
+    #[error("a verifier would refuse the token that was signed")]
+    RefusedToken(#[source] JwtError),
     /// It says something else.
-    #[error("the certificate that was signed differs in its {0}")]
+    #[error("what was signed differs in its {0}")]
     Differs(&'static str),
 }
 
@@ -47,11 +51,40 @@ pub(super) fn as_peer_would(
         ),
         (
             "life, which is longer than it may be",
-            signed.not_after > now + template.ttl,
+            now.checked_add(template.ttl)
+                .is_some_and(|most| signed.not_after > most),
         ),
     ];
     match differs.iter().find(|(_, differs)| *differs) {
         Some((what, _)) => Err(NotWhatWeMeant::Differs(what)),
         None => Ok(svid),
+    }
+}
+
+/// Looks again at a signed token.
+pub(super) fn as_verifier_would(
+    signed: &SignedToken,
+    template: &TokenTemplate,
+    bundles: &BundleSet,
+    now: SystemTime,
+) -> Result<(), NotWhatWeMeant> {
+    let token = signed.token.expose();
+    let proven = verify_jwt_svid(token, bundles, &template.audience, now)
+        .map_err(NotWhatWeMeant::RefusedToken)?;
+    let asked = template.audience.iter().filter(|value| !value.is_empty());
+    let differs = [
+        ("SPIFFE ID", proven.id != template.spiffe_id),
+        ("audience", !proven.audience.iter().eq(asked)),
+        ("authority", proven.key_id != signed.authority_id),
+        ("end", proven.expires_at != signed.expires_at),
+        (
+            "life, which is longer than it may be",
+            now.checked_add(template.ttl)
+                .is_some_and(|most| signed.expires_at > most),
+        ),
+    ];
+    match differs.iter().find(|(_, differs)| *differs) {
+        Some((what, _)) => Err(NotWhatWeMeant::Differs(what)),
+        None => Ok(()),
     }
 }

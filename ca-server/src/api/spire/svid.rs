@@ -1,14 +1,17 @@
-//! `spire.api.server.svid.v1`: what agents ask for their workloads.
+//! `spire.api.server.svid.v1`: what agents ask for their workloads, and administrators for whomever they say.
 
-use mesh_identity::EntryId;
+use std::time::Duration;
+
+use mesh_identity::{EntryId, SpiffeId, TrustDomain};
+use mesh_runtime::audit::Decision;
 use proto::spire::api::server::svid::v1 as wire;
-use proto::spire::api::types::X509svid;
+use proto::spire::api::types::{self, X509svid};
 use tonic::{Code, Request, Response, Status};
 
 use super::super::permit::Limit;
 use super::super::{Call, Parts, Refusal, over_the_limit};
-use super::{not_served, ok};
-use crate::issuance::Ask;
+use super::{item, not_served, ok, seconds};
+use crate::issuance::{Ask, IssuedToken, MintRequest, is_reserved};
 
 /// The service.
 pub(crate) struct Service {
@@ -18,6 +21,56 @@ pub(crate) struct Service {
 impl Service {
     pub(super) fn new(parts: Parts) -> Self {
         Self { parts }
+    }
+
+    /// Ends a call that never reached the issuer, which writes the records of the others.
+    fn refuse(&self, call: &Call, action: &'static str, refusal: Refusal) -> Status {
+        let mut record = item::begin(&self.parts, call, action);
+        record.decision(Decision::deny(refusal.why()));
+        record.finish_later(refusal.outcome(), Some(refusal.code));
+        call.refuse(refusal)
+    }
+}
+
+/// SPIRE's words; whether the entry exists is not told.
+const NOT_THEIRS: &str = "entry not found or not authorized";
+
+/// Seconds; zero is the server's default.
+fn ttl(seconds: i32) -> Result<Option<Duration>, Refusal> {
+    match u64::try_from(seconds) {
+        Ok(0) => Ok(None),
+        Ok(seconds) => Ok(Some(Duration::from_secs(seconds))),
+        Err(_) => Err(missing("ttl cannot be negative")),
+    }
+}
+
+fn audience(values: Vec<String>) -> Result<Vec<String>, Refusal> {
+    match values.iter().any(|value| !value.is_empty()) {
+        true => Ok(values),
+        false => Err(missing("at least one audience is required")),
+    }
+}
+
+/// An ID that a token may be made for: of a workload of our trust domain.
+fn workload_id(wire: Option<&types::Spiffeid>, own: &TrustDomain) -> Result<SpiffeId, Refusal> {
+    let invalid = |why: &str| missing(&format!("invalid SPIFFE ID: {why}"));
+    let id = super::required_id("id", wire).map_err(|refusal| invalid(refusal.why()))?;
+    match id.is_member_of(own) && !id.is_path_less() && !is_reserved(&id) {
+        true => Ok(id),
+        false => Err(invalid(&format!(
+            "{id} does not name a workload of trust domain {own}"
+        ))),
+    }
+}
+
+fn jwt_svid(token: IssuedToken) -> types::Jwtsvid {
+    let signed = token.signed;
+    types::Jwtsvid {
+        token: signed.token.expose().clone(),
+        id: Some((&token.id).into()),
+        expires_at: seconds(signed.expires_at),
+        issued_at: seconds(signed.issued_at),
+        hint: token.hint,
     }
 }
 
@@ -117,16 +170,39 @@ impl wire::svid_server::Svid for Service {
 
     async fn mint_x509svid(
         &self,
-        _: Request<wire::MintX509svidRequest>,
+        request: Request<wire::MintX509svidRequest>,
     ) -> Result<Response<wire::MintX509svidResponse>, Status> {
-        Err(not_served())
+        let call = Call::of(&request)?;
+        let ask = request.into_inner();
+        if ask.csr.is_empty() {
+            return Err(self.refuse(&call, "svid.mint", missing("missing CSR")));
+        }
+        let ttl = ttl(ask.ttl).map_err(|refusal| self.refuse(&call, "svid.mint", refusal))?;
+        let mint = MintRequest::parse(&ask.csr, &self.parts.trust_domain)
+            .map_err(|error| self.refuse(&call, "svid.mint", error.into()))?;
+        let minted = self.parts.issuer.mint(&call.who, &mint, ttl).await;
+        let svid = minted.map_err(|error| call.refuse(error))?;
+        Ok(Response::new(wire::MintX509svidResponse {
+            svid: Some(X509svid::from(&svid)),
+        }))
     }
 
     async fn mint_jwtsvid(
         &self,
-        _: Request<wire::MintJwtsvidRequest>,
+        request: Request<wire::MintJwtsvidRequest>,
     ) -> Result<Response<wire::MintJwtsvidResponse>, Status> {
-        Err(not_served())
+        let call = Call::of(&request)?;
+        let ask = request.into_inner();
+        let refuse = |refusal| self.refuse(&call, "svid.mint", refusal);
+        let id = workload_id(ask.id.as_ref(), &self.parts.trust_domain).map_err(refuse)?;
+        let ttl = ttl(ask.ttl).map_err(refuse)?;
+        let audience = audience(ask.audience).map_err(refuse)?;
+        let issuer = &self.parts.issuer;
+        let minted = issuer.mint_token(&call.who, id, audience, ttl).await;
+        let token = minted.map_err(|error| call.refuse(error))?;
+        Ok(Response::new(wire::MintJwtsvidResponse {
+            svid: Some(jwt_svid(token)),
+        }))
     }
 
     async fn mint_witsvid(
@@ -138,9 +214,34 @@ impl wire::svid_server::Svid for Service {
 
     async fn new_jwtsvid(
         &self,
-        _: Request<wire::NewJwtsvidRequest>,
+        request: Request<wire::NewJwtsvidRequest>,
     ) -> Result<Response<wire::NewJwtsvidResponse>, Status> {
-        Err(not_served())
+        let call = Call::of(&request)?;
+        let agent = call.agent()?;
+        let ask = request.into_inner();
+        let limits = &self.parts.limits;
+        if !limits.wait(Limit::Sign, call.payer(), 1).await {
+            let refusal = over_the_limit(&self.parts, Limit::Sign);
+            return Err(self.refuse(&call, "svid.issue", refusal));
+        }
+        let fresh = self.parts.registry.refresh().await;
+        fresh.map_err(|error| self.refuse(&call, "svid.issue", error.into()))?;
+        let entry_id = ask.entry_id.parse::<EntryId>().map_err(|error| {
+            // No entry has such a name, and that is all SPIRE says.
+            let refusal = Refusal::from(error);
+            let not_found = Refusal::new(refusal.code, Code::NotFound, NOT_THEIRS);
+            self.refuse(&call, "svid.issue", not_found)
+        })?;
+        let audience =
+            audience(ask.audience).map_err(|refusal| self.refuse(&call, "svid.issue", refusal))?;
+        let issuer = &self.parts.issuer;
+        let issued = issuer
+            .issue_token(&agent, &call.who, &entry_id, audience)
+            .await;
+        let token = issued.map_err(|error| call.refuse(error))?;
+        Ok(Response::new(wire::NewJwtsvidResponse {
+            svid: Some(jwt_svid(token)),
+        }))
     }
 
     async fn batch_new_witsvid(
