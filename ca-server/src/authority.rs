@@ -30,7 +30,7 @@ use crate::store::{BundleContent, Journal, StoredBundle, StoredJwtKey, StoredRoo
 
 pub use self::by_hand::TurnError;
 pub use self::error::{AuthorityError, SignError};
-pub use self::rotation::run;
+pub use self::rotation::{Followers, NoFollowers, run};
 pub use self::slots::{SlotState, Step, Times, next_step};
 pub use self::token::{SignedToken, TokenTemplate};
 
@@ -165,6 +165,8 @@ pub struct Authority {
     own_keys: watch::Sender<Arc<Vec<Vec<u8>>>>,
     bundle: watch::Sender<Arc<StoredBundle>>,
     status: watch::Sender<Arc<Vec<SlotStatus>>>,
+    /// For whom a turn that is due waits.
+    lacking: watch::Sender<Arc<Vec<SpiffeId>>>,
 }
 
 impl Authority {
@@ -194,6 +196,7 @@ impl Authority {
             own_keys: watch::Sender::default(),
             bundle: watch::Sender::new(bundle.clone()),
             status: watch::Sender::default(),
+            lacking: watch::Sender::default(),
             slots: Mutex::new(Book::default()),
             settings,
             sealing,
@@ -253,17 +256,48 @@ impl Authority {
         self.bundle.subscribe()
     }
 
+    /// The agents for which a turn that is due waits.
+    pub fn lacking(&self) -> watch::Receiver<Arc<Vec<SpiffeId>>> {
+        self.lacking.subscribe()
+    }
+
     /// All authorities that are in the bundle.
     pub fn status(&self) -> watch::Receiver<Arc<Vec<SlotStatus>>> {
         self.status.subscribe()
     }
 
-    /// Takes the steps that are due and says when the next one will be. A step that the store did not accept
-    /// changes nothing: what was active goes on signing.
+    /// Takes the steps that are due by their time alone; see [`Authority::advance_with`].
     pub async fn advance(&self, now: SystemTime) -> Result<SystemTime, AuthorityError> {
+        self.advance_with(&NoFollowers, now).await
+    }
+
+    /// Takes the steps that are due and says when the next one will be. A new authority signs when every follower has acknowledged a
+    /// bundle with it, or when the active one has not much longer to live. A step that the store did not accept changes nothing:
+    /// what was active goes on signing.
+    pub async fn advance_with(
+        &self,
+        followers: &dyn Followers,
+        now: SystemTime,
+    ) -> Result<SystemTime, AuthorityError> {
         let mut book = self.slots.lock().await;
         loop {
-            let steps = rotation::due(&book, now);
+            let mut steps = rotation::due(&book, now);
+            let lacking = if steps.may_wait(&book, now) {
+                let revision = self.bundle.borrow().revision;
+                followers.lacking(revision, now).await?
+            } else {
+                Vec::new()
+            };
+            if !lacking.is_empty() {
+                steps = steps.held_back(&book, now);
+            }
+            self.lacking.send_if_modified(|before| {
+                let differs = **before != lacking;
+                if differs {
+                    *before = Arc::new(lacking);
+                }
+                differs
+            });
             if let Some(pause) = steps.pause() {
                 return Ok(now + pause);
             }

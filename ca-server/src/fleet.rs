@@ -7,6 +7,8 @@ use std::time::{Duration, SystemTime};
 
 use mesh_identity::SpiffeId;
 
+use crate::store::Node;
+
 /// How long an agent of SPIRE may be silent and still count as alive. It polls every 5 s.
 pub const SILENCE: Duration = Duration::from_secs(15);
 
@@ -90,6 +92,27 @@ impl Fleet {
     /// An agent said which bundle it serves.
     pub fn serves_bundle(&self, agent: &SpiffeId, sequence: u64, now: SystemTime) {
         self.note(agent, now, |report| report.bundle_sequence = sequence);
+    }
+
+    /// Those of the agents that live, by the end of their SVIDs, and have not acknowledged a revision. One of SPIRE's cannot; one that
+    /// was not heard of since this server's start may be ours and is named.
+    pub fn lacking<'a>(
+        &self,
+        agents: impl IntoIterator<Item = &'a Node>,
+        revision: u64,
+        now: SystemTime,
+    ) -> Vec<SpiffeId> {
+        let reports = self.lock();
+        let lives = |agent: &&Node| {
+            let ends = agent.renewed.as_ref().map(|renewed| renewed.expires_at);
+            !agent.banned && agent.expires_at.max(ends.unwrap_or(agent.expires_at)) > now
+        };
+        let lacks = |agent: &&Node| match reports.get(&agent.id) {
+            None => true,
+            Some(report) => report.follows && report.applied < revision,
+        };
+        let agents = agents.into_iter().filter(lives).filter(lacks);
+        agents.map(|agent| agent.id.clone()).collect()
     }
 
     /// An agent is gone for good.
@@ -181,5 +204,27 @@ mod tests {
         stream.applied(4, UNIX_EPOCH);
         let report = fleet.report(&agent()).unwrap();
         assert_eq!((report.refused, report.applied), (None, 4));
+    }
+
+    #[test]
+    fn who_lacks_a_revision_is_every_living_agent_that_did_not_acknowledge_it() {
+        let fleet = Fleet::new();
+        let node = |name: &str| crate::registry::tests::node(&format!("/spire/agent/{name}"), &[]);
+        let (holds, behind, spire, unheard) = (node("a"), node("b"), node("c"), node("d"));
+        let banned = Node {
+            banned: true,
+            ..node("e")
+        };
+        let ended = Node {
+            expires_at: UNIX_EPOCH,
+            ..node("f")
+        };
+        fleet.connect(&holds.id, UNIX_EPOCH).applied(7, UNIX_EPOCH);
+        // Its stream has ended, but its SVID lives.
+        fleet.connect(&behind.id, UNIX_EPOCH).applied(6, UNIX_EPOCH);
+        fleet.heard(&spire.id, UNIX_EPOCH);
+        let all = [&holds, &behind, &spire, &unheard, &banned, &ended];
+        let now = UNIX_EPOCH + Duration::from_secs(1);
+        assert_eq!(fleet.lacking(all, 7, now), [behind.id, unheard.id]);
     }
 }

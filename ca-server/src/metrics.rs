@@ -24,6 +24,7 @@ pub struct Metrics {
     agents: Gauge,
     agents_connected: Gauge,
     entries: Gauge,
+    lacking: Gauge,
     backup: Gauge,
     ratelimited: Family<Labels<1>, Counter>,
     feed_refused: Counter,
@@ -51,6 +52,10 @@ impl Metrics {
                 "Agents with an open feed stream",
             ),
             entries: registry.gauge("ca_server_entries", "Registration entries"),
+            lacking: registry.gauge(
+                "ca_server_authority_agents_lacking",
+                "Agents that have not acknowledged a new authority whose turn has come",
+            ),
             backup: registry.gauge(
                 "ca_server_backup_last_success_timestamp_seconds",
                 "When the last backup was taken since this start, seconds since 1970",
@@ -140,6 +145,11 @@ impl Metrics {
         self.attestations
             .get_or_create(&[("attestor", attestor), ("result", result)])
             .inc();
+    }
+
+    /// So many agents are waited for before a new authority signs.
+    pub(crate) fn lacking(&self, agents: usize) {
+        self.lacking.set(i64::try_from(agents).unwrap_or(i64::MAX));
     }
 
     /// A backup was taken.

@@ -1,8 +1,10 @@
 //! What runs besides the doors: the authority's rotation, our own SVID, housekeeping, and the watch over the store.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use mesh_identity::SpiffeId;
 use mesh_runtime::audit::{Action, Actor, AuditLog, Object, Outcome};
 use mesh_runtime::clock::Clock;
@@ -12,12 +14,12 @@ use mesh_runtime::tasks::{Stop, Tasks};
 use mesh_tls::IdentityCell;
 
 use super::identity;
-use crate::authority::{self, Authority, SlotState, SlotStatus};
+use crate::authority::{self, Authority, Followers, SlotState, SlotStatus};
 use crate::fleet::Fleet;
 use crate::issuance::Issuer;
 use crate::metrics::{Metrics, kind, state};
 use crate::registry::Registry;
-use crate::store::{StoreError, StoreHealth, Stores};
+use crate::store::{Nodes, StoreError, StoreHealth, Stores};
 
 /// How often what is over is thrown away.
 const HOUSEKEEPING: Duration = Duration::from_secs(60);
@@ -46,7 +48,13 @@ pub(super) struct Background {
 impl Background {
     pub(super) fn start(self, tasks: &Tasks) {
         let (authority, clock) = (self.authority.clone(), self.clock.clone());
-        tasks.spawn("ca-rotation", |stop| authority::run(authority, clock, stop));
+        let followers = Arc::new(Agents {
+            fleet: self.fleet.clone(),
+            nodes: self.stores.nodes.clone(),
+        });
+        tasks.spawn("ca-rotation", |stop| {
+            authority::run(authority, followers, clock, stop)
+        });
         let (authority, audit, metrics) =
             (self.authority.clone(), self.audit, self.metrics.clone());
         tasks.spawn("authority-watch", |stop| {
@@ -74,6 +82,27 @@ impl Background {
                 }
             }
         });
+    }
+}
+
+/// The agents, as those who must know a new authority before it signs.
+struct Agents {
+    fleet: Fleet,
+    nodes: Arc<dyn Nodes>,
+}
+
+impl Followers for Agents {
+    fn lacking(
+        &self,
+        revision: u64,
+        now: SystemTime,
+    ) -> BoxFuture<'_, Result<Vec<SpiffeId>, StoreError>> {
+        async move {
+            let agents = self.nodes.list().await?;
+            let agents = agents.iter().map(|agent| &**agent);
+            Ok(self.fleet.lacking(agents, revision, now))
+        }
+        .boxed()
     }
 }
 
@@ -113,13 +142,28 @@ async fn watch_authority(
     metrics: Metrics,
     stop: Stop,
 ) -> Result<(), StoreError> {
-    let mut status = authority.status();
+    let (mut status, mut lacking) = (authority.status(), authority.lacking());
     let mut before = status.borrow_and_update().clone();
+    let mut waited_for = lacking.borrow_and_update().clone();
     metrics.authorities(&before);
-    while let Some(Ok(())) = stop.unless_stopped(status.changed()).await {
+    loop {
+        let look = async {
+            tokio::select! {
+                // In this order: who was waited for is forgotten with the turn.
+                biased;
+                changed = status.changed() => changed,
+                changed = lacking.changed() => changed,
+            }
+        };
+        let Some(Ok(())) = stop.unless_stopped(look).await else {
+            return Ok(());
+        };
         let now = status.borrow_and_update().clone();
         metrics.authorities(&now);
         for (action, slot) in transitions(&before, &now) {
+            if slot.state == SlotState::Active && !waited_for.is_empty() {
+                tracing::error!(code = NOT_ALL_KNOW, authority = %slot.authority_id, agents = %names(&waited_for), "a new authority signs although these agents have not acknowledged it");
+            }
             let mut record = audit.begin(action, Actor::system("ca-server"));
             record.object(
                 Object::new("authority")
@@ -132,8 +176,26 @@ async fn watch_authority(
             }
         }
         before = now;
+        let now = lacking.borrow_and_update().clone();
+        if now != waited_for && !now.is_empty() {
+            tracing::warn!(code = NOT_ALL_KNOW, agents = %names(&now), "a new authority waits for these agents to acknowledge it");
+        }
+        metrics.lacking(now.len());
+        waited_for = now;
     }
-    Ok(())
+}
+
+/// Some agents have not acknowledged a new authority.
+const NOT_ALL_KNOW: &str = "FNL1050";
+
+/// Some of them, and how many there are besides.
+fn names(agents: &[SpiffeId]) -> String {
+    const MANY: usize = 10;
+    let some: Vec<_> = agents.iter().take(MANY).map(SpiffeId::as_str).collect();
+    match agents.len().saturating_sub(MANY) {
+        0 => some.join(", "),
+        more => format!("{} and {more} more", some.join(", ")),
+    }
 }
 
 fn transitions<'a>(

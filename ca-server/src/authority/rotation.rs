@@ -4,6 +4,9 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use mesh_identity::SpiffeId;
 use mesh_runtime::clock::Clock;
 use mesh_runtime::errors::{Coded, ErrorChain};
 use mesh_runtime::tasks::Stop;
@@ -12,21 +15,46 @@ use super::certificate::{NewAuthority, Signer, facts};
 use super::keys::{CaKey, SealingKey, generate, new_key_id};
 use super::slots::{Slot, SlotKey, SlotState, Slots, Step, Times};
 use super::token::TokenSigner;
+use crate::store::StoreError;
+
 use super::{Authority, AuthorityError, AuthoritySettings, BACKDATE, Book, journal};
 
 /// How long to wait after a step that failed. What is active goes on signing meanwhile.
 const TRY_AGAIN: Duration = Duration::from_secs(2);
 
+/// How long to wait until those who lack a prepared authority are asked again.
+pub(super) const ASK_AGAIN: Duration = Duration::from_millis(500);
+
+/// Who follows our bundle by acknowledging it.
+pub trait Followers: Send + Sync {
+    /// The agents that live and have not yet acknowledged our bundle as of this revision.
+    fn lacking(
+        &self,
+        revision: u64,
+        now: SystemTime,
+    ) -> BoxFuture<'_, Result<Vec<SpiffeId>, StoreError>>;
+}
+
+/// Nobody: every step is taken by its time alone.
+pub struct NoFollowers;
+
+impl Followers for NoFollowers {
+    fn lacking(&self, _: u64, _: SystemTime) -> BoxFuture<'_, Result<Vec<SpiffeId>, StoreError>> {
+        async { Ok(Vec::new()) }.boxed()
+    }
+}
+
 /// Rotates until stopped. Spawn it once, as a task with a name.
 pub async fn run(
     authority: Arc<Authority>,
+    followers: Arc<dyn Followers>,
     clock: Clock,
     stop: Stop,
 ) -> Result<(), AuthorityError> {
     let mut turned_by_hand = authority.status();
     while !stop.is_cancelled() {
         turned_by_hand.mark_unchanged();
-        let next = match authority.advance(clock.now()).await {
+        let next = match authority.advance_with(&*followers, clock.now()).await {
             Ok(next) => next,
             Err(error) => {
                 tracing::error!(code = error.code(), error = %ErrorChain(&error), "the authority could not be rotated");
@@ -61,6 +89,25 @@ impl Steps {
             (Step::Wait(one), Step::Wait(other)) => Some(one.min(other)),
             _ => None,
         }
+    }
+}
+
+impl Steps {
+    /// Whether a turn is due that may still wait.
+    pub(super) fn may_wait(self, book: &Book, now: SystemTime) -> bool {
+        (self.x509 == Step::Activate && book.x509.turn_may_wait(now))
+            || (self.jwt == Step::Activate && book.jwt.turn_may_wait(now))
+    }
+
+    /// The same without the turns that may wait.
+    pub(super) fn held_back(mut self, book: &Book, now: SystemTime) -> Self {
+        if self.x509 == Step::Activate && book.x509.turn_may_wait(now) {
+            self.x509 = Step::Wait(ASK_AGAIN);
+        }
+        if self.jwt == Step::Activate && book.jwt.turn_may_wait(now) {
+            self.jwt = Step::Wait(ASK_AGAIN);
+        }
+        self
     }
 }
 
@@ -110,7 +157,8 @@ pub(super) fn catch_up(
     now: SystemTime,
 ) -> Result<(), AuthorityError> {
     loop {
-        let steps = due(book, now);
+        // Whether the agents know a prepared authority, they can only say later.
+        let steps = due(book, now).held_back(book, now);
         if steps.pause().is_some() {
             return Ok(());
         }

@@ -45,6 +45,11 @@ impl Times {
         self.not_after - activation_margin(self.life())
     }
 
+    /// When its successor takes over whoever still lacks it: halfway from [`Times::activate_at`] to the end.
+    pub fn latest_turn(&self) -> SystemTime {
+        self.not_after - activation_margin(self.life()) / 2
+    }
+
     /// When this one, prepared, takes over from the active one: when its turn has come and it has been in the bundle
     /// long enough for everyone to hear of it. Prepared too late for both, it waits until the active one ends.
     fn takes_over_at(&self, active: &Self) -> SystemTime {
@@ -183,6 +188,12 @@ impl<S> Slots<S> {
             &old,
             now,
         )
+    }
+
+    /// Whether a turn that is due may still wait for those who lack the prepared one: what is active can sign meanwhile.
+    pub(super) fn turn_may_wait(&self, now: SystemTime) -> bool {
+        let mut active = self.in_state(SlotState::Active);
+        active.any(|slot| now < slot.times.latest_turn())
     }
 
     /// Adds an authority as the prepared one, in place of one that never signed anything.

@@ -300,7 +300,12 @@ async fn the_loop_prepares_activates_and_retires_by_the_clock() {
     let rig = Rig::new().await;
     let clock = Clock::manual(at(0));
     let stop = StopSource::new();
-    let task = tokio::spawn(run(rig.authority.clone(), clock.clone(), stop.stop()));
+    let task = tokio::spawn(run(
+        rig.authority.clone(),
+        Arc::new(NoFollowers),
+        clock.clone(),
+        stop.stop(),
+    ));
     let mut seen = Vec::new();
     for _ in 0..70 {
         tokio::time::sleep(Duration::from_secs(10)).await;
@@ -316,4 +321,85 @@ async fn the_loop_prepares_activates_and_retires_by_the_clock() {
     assert_eq!(*seen.last().expect("looked"), [Active, Prepared]);
     stop.trigger();
     assert!(task.await.expect("ran").is_ok());
+}
+
+/// Followers of whom one lacks every bundle until it is told to catch up.
+#[derive(Default)]
+struct OneLags(std::sync::Mutex<u64>);
+
+impl Followers for OneLags {
+    fn lacking(
+        &self,
+        revision: u64,
+        _: SystemTime,
+    ) -> futures::future::BoxFuture<'_, Result<Vec<SpiffeId>, StoreError>> {
+        let holds = *self.0.lock().expect("not poisoned");
+        let agent = "spiffe://dev.test/spire/agent/a".parse().expect("an ID");
+        let lacking = if holds < revision {
+            vec![agent]
+        } else {
+            Vec::new()
+        };
+        std::future::ready(Ok(lacking)).boxed()
+    }
+}
+
+#[tokio::test]
+async fn a_new_authority_signs_only_when_every_agent_has_acknowledged_it() {
+    use SlotState::{Active, Old, Prepared};
+    let (rig, fleet) = (Rig::new().await, OneLags::default());
+    let advance = async |seconds| {
+        let next = rig.authority.advance_with(&fleet, at(seconds)).await;
+        next.expect("advanced")
+    };
+    advance(301).await;
+    let next = advance(501).await;
+    assert!(next <= at(502), "it asks again soon");
+    let waits = [Active, Prepared];
+    assert_eq!(states(&rig.authority, AuthorityKind::X509), waits);
+    assert_eq!(states(&rig.authority, AuthorityKind::Jwt), waits);
+    assert_eq!(rig.authority.lacking().borrow().len(), 1);
+
+    *fleet.0.lock().expect("not poisoned") = rig.authority.bundle().borrow().revision;
+    advance(502).await;
+    let turned = [Old, Active];
+    assert_eq!(states(&rig.authority, AuthorityKind::X509), turned);
+    assert_eq!(states(&rig.authority, AuthorityKind::Jwt), turned);
+    assert!(rig.authority.lacking().borrow().is_empty());
+}
+
+#[tokio::test]
+async fn an_agent_that_never_acknowledges_does_not_end_everybodys_identities() {
+    use SlotState::{Active, Old, Prepared};
+    let (rig, fleet) = (Rig::new().await, OneLags::default());
+    for (seconds, expected) in [
+        (301, [Active, Prepared]),
+        (501, [Active, Prepared]),
+        (545, [Active, Prepared]),
+        (552, [Old, Active]),
+    ] {
+        let next = rig.authority.advance_with(&fleet, at(seconds)).await;
+        next.expect("advanced");
+        assert_eq!(
+            states(&rig.authority, AuthorityKind::X509),
+            expected,
+            "{seconds}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn at_start_no_turn_is_taken_before_the_agents_can_speak() {
+    use SlotState::{Active, Old, Prepared};
+    let rig = Rig::new().await;
+    rig.authority.advance(at(301)).await.expect("prepared");
+    for (seconds, expected) in [(501, [Active, Prepared]), (552, [Old, Active])] {
+        let again = Authority::open(
+            settings(rig.folder.path()),
+            rig.stores.journal.clone(),
+            at(seconds),
+        );
+        let again = again.await.expect("opened");
+        assert_eq!(states(&again, AuthorityKind::X509), expected, "{seconds}");
+    }
 }
