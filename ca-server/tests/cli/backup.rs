@@ -47,7 +47,15 @@ fn a_backup_of_a_running_server_becomes_a_server_again() {
     let directory = server.stop();
     let config = config(directory.path());
     let config = config.to_str().unwrap();
-    let restore = ["backup", "restore", file, "--config", config];
+    let restore = [
+        "backup",
+        "restore",
+        file,
+        "--config",
+        config,
+        "--set",
+        "trustDomain=dev.test",
+    ];
     let there = offline(&restore);
     assert_eq!(code(&there), 1, "a store is never replaced");
     assert!(String::from_utf8_lossy(&there.stderr).contains("FNL1044"));

@@ -12,6 +12,7 @@ fn rpcs() -> BTreeSet<String> {
     for file in proto_files(&root.join("spire/api/server"))
         .into_iter()
         .chain(proto_files(&root.join("finial/feed")))
+        .chain(proto_files(&root.join("finial/backup")))
     {
         let text = std::fs::read_to_string(&file).unwrap();
         let (mut package, mut service) = (String::new(), String::new());
