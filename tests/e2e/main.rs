@@ -7,3 +7,4 @@ mod dev;
 mod kubernetes;
 mod rotation;
 mod rules;
+mod security_rows;

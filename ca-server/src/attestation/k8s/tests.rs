@@ -371,7 +371,7 @@ async fn n3_a_token_that_is_no_jwt_is_refused_without_a_call() {
 }
 
 #[tokio::test]
-async fn n6_every_way_in_which_a_review_says_no_is_a_refusal_of_its_own() {
+async fn n6_ca_06_ca_07_ca_09_every_way_in_which_a_review_says_no_is_a_refusal_of_its_own() {
     type Change = fn(&mut World);
     let cases: [(&str, Change); 9] = [
         ("FNL1132", |w| {

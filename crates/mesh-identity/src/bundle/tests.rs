@@ -267,7 +267,7 @@ fn a_member_that_occurs_twice_is_refused() {
 }
 
 #[test]
-fn tdb_8_tdb_10_keys_of_an_unknown_kty_or_use_are_ignored_and_the_rest_is_kept() {
+fn fe_02_tdb_8_tdb_10_keys_of_an_unknown_kty_or_use_are_ignored_and_the_rest_is_kept() {
     let root = Made::root("td");
     let good = key(&root);
     let with = |member: &str, value: Value| {
@@ -302,7 +302,7 @@ fn tdb_8_tdb_10_keys_of_an_unknown_kty_or_use_are_ignored_and_the_rest_is_kept()
 }
 
 #[test]
-fn x509_35_a_key_whose_x5c_is_missing_or_empty_is_ignored_and_the_rest_is_kept() {
+fn fe_03_x509_35_a_key_whose_x5c_is_missing_or_empty_is_ignored_and_the_rest_is_kept() {
     let root = Made::root("td");
     let good = key(&root);
     let mut missing = good.clone();
@@ -315,7 +315,7 @@ fn x509_35_a_key_whose_x5c_is_missing_or_empty_is_ignored_and_the_rest_is_kept()
 }
 
 #[test]
-fn x509_36_of_several_certificates_in_x5c_only_the_first_counts() {
+fn fe_03_x509_36_of_several_certificates_in_x5c_only_the_first_counts() {
     let (root, other) = (Made::root("td"), Made::root("td"));
     let mut key = key(&root);
     for second in [json!(base64(&other.der)), json!("rubbish"), json!(7)] {
@@ -671,7 +671,7 @@ fn tdb_13_a_published_map_names_each_trust_domain_once() {
 }
 
 #[test]
-fn tdb_14_a_map_that_names_a_trust_domain_twice_is_refused() {
+fn fe_04_tdb_14_a_map_that_names_a_trust_domain_twice_is_refused() {
     for text in [
         r#"{"trust_domains":{"td":{"keys":[]},"td":{"keys":[]}}}"#,
         r#"{"trust_domains":{"td":{"keys":[]},"t\u0064":{"keys":[]}}}"#,

@@ -256,7 +256,7 @@ async fn a_leaf_for_one_direction_only_is_refused_in_both() {
 }
 
 #[tokio::test]
-async fn a_foreign_authority_cannot_sign_our_ids_even_with_both_bundles_loaded() {
+async fn fe_01_a_foreign_authority_cannot_sign_our_ids_even_with_both_bundles_loaded() {
     let world = World::new();
     let foreign = Made::root("foreign.test");
     let both = BundleSet::from_iter([world.root.bundle(TD), foreign.bundle("foreign.test")]);
