@@ -31,6 +31,7 @@ use crate::{
     config::AgentConfig,
     metrics::Metrics,
     rotation::{self, Random},
+    tokens::Tokens,
     upstream::{Banned, Remote, Upstream},
     vault::Vault,
 };
@@ -114,12 +115,14 @@ impl App {
         let tasks = Tasks::new("workload-agent");
         let (self_view, own_view) = watch::channel(SelfView::default());
 
+        let tokens = Arc::new(Tokens::default());
         let workload = WorkloadApi::new(
             Arc::clone(&vault),
             attestor.clone(),
             clock.clone(),
             metrics.clone(),
             audit.clone(),
+            Arc::clone(&tokens),
             tasks.stopping(),
         );
         let admin = AdminApi::new(Arc::clone(&vault), attestor, own_view, clock.clone());
@@ -163,6 +166,7 @@ impl App {
             metrics,
             clock,
             tasks: tasks.clone(),
+            tokens,
             self_view,
             identity_ready,
             synced,
@@ -270,6 +274,7 @@ struct Heart {
     metrics: Metrics,
     clock: Clock,
     tasks: Tasks,
+    tokens: Arc<Tokens>,
     self_view: watch::Sender<SelfView>,
     identity_ready: Part,
     synced: Part,
@@ -287,6 +292,7 @@ impl Heart {
             Arc::clone(&self.vault),
             self.metrics.clone(),
         )?);
+        self.tokens.connect(Arc::clone(&upstream) as _);
         let (follower, keeper, signer) = (
             Arc::clone(&upstream),
             Arc::clone(&upstream),

@@ -86,6 +86,27 @@ enum ApiVerb {
     Fetch(FetchVerb),
     /// Show each change as it comes, until interrupted.
     Watch(SocketArgs),
+    /// Check what another process has shown.
+    #[command(subcommand)]
+    Validate(ValidateVerb),
+}
+
+#[derive(Debug, Subcommand)]
+enum ValidateVerb {
+    /// A JWT-SVID.
+    #[command(
+        after_help = "Example:\n  workload-agent api validate jwt --audience bank --svid - < token"
+    )]
+    Jwt {
+        #[command(flatten)]
+        socket: SocketArgs,
+        /// The audience that it must have been made for.
+        #[arg(long, value_name = "AUDIENCE")]
+        audience: String,
+        /// The token; `-` reads it from standard input, where no other process sees it.
+        #[arg(long, value_name = "TOKEN")]
+        svid: String,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -100,6 +121,23 @@ enum FetchVerb {
         /// Write svid.N.pem, svid.N.key (0600) and bundle.N.pem into this directory.
         #[arg(long, value_name = "DIR")]
         write: Option<PathBuf>,
+    },
+    /// JWT-SVIDs, printed for whoever reads this output.
+    #[command(after_help = "Example:\n  workload-agent api fetch jwt --audience bank")]
+    Jwt {
+        #[command(flatten)]
+        socket: SocketArgs,
+        /// For whom; may be given several times, or with commas.
+        #[arg(long, required = true, value_delimiter = ',', value_name = "AUDIENCE")]
+        audience: Vec<String>,
+        /// One identity only.
+        #[arg(
+            long,
+            visible_alias = "spiffeID",
+            value_name = "ID",
+            default_value = ""
+        )]
+        spiffe_id: String,
     },
 }
 
@@ -131,6 +169,21 @@ pub fn main() -> Exit {
         Verb::Api(ApiVerb::Fetch(FetchVerb::X509 { socket, write })) => {
             calling(client::fetch(socket, write, common.output))
         }
+        Verb::Api(ApiVerb::Fetch(FetchVerb::Jwt {
+            socket,
+            audience,
+            spiffe_id,
+        })) => calling(client::fetch_jwt(
+            socket,
+            audience,
+            spiffe_id,
+            common.output,
+        )),
+        Verb::Api(ApiVerb::Validate(ValidateVerb::Jwt {
+            socket,
+            audience,
+            svid,
+        })) => calling(client::validate_jwt(socket, audience, svid, common.output)),
         Verb::Api(ApiVerb::Watch(socket)) => calling(client::watch(socket, common.output)),
         Verb::Explain(args) => calling(client::explain(args, common.output)),
     }

@@ -7,6 +7,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use futures::{FutureExt as _, future::BoxFuture};
 use mesh_identity::{
     Bundle, BundleSet, Entry, EntryId, SpiffeId, TrustDomain, verify::verify_x509_svid,
 };
@@ -14,7 +15,7 @@ use mesh_runtime::{
     clock::Clock,
     errors::{Coded, ErrorChain},
     tasks::Stop,
-    telemetry::Repetition,
+    telemetry::{Repetition, Secret},
 };
 use mesh_tls::{Authorizer, ClientConfig, IdentityCell};
 use proto::{
@@ -39,6 +40,7 @@ use crate::{
     bootstrap::{AgentIdentity, Bootstrap, BootstrapError, Proven},
     metrics::Metrics,
     rotation::{self, Answer, Ask, Random, Refusal, Sign, SignError, SvidFault},
+    tokens::{MakeToken, TokenError},
     vault::{Roster, Vault},
 };
 
@@ -528,7 +530,8 @@ impl Upstream {
         if let Err(error) = self.bootstrap.state.save(&identity, &own) {
             tracing::error!(error = %ErrorChain(&error), "the new trust bundle is in use but was not kept for the next start");
         }
-        if verify_x509_svid(identity.svid.chain(), &only(own), now).is_err() {
+        let proven = verify_x509_svid(identity.svid.chain(), &only(own), now);
+        if proven.map_or(true, |proven| proven.authority_tainted) {
             self.renew_now.notify_one();
         }
     }
@@ -568,6 +571,37 @@ impl Sign for Upstream {
                 SignError::Unavailable(Box::new(status))
             }
         })
+    }
+}
+
+impl MakeToken for Upstream {
+    fn make<'a>(
+        &'a self,
+        entry: &'a EntryId,
+        audience: &'a [String],
+    ) -> BoxFuture<'a, Result<Secret<String>, TokenError>> {
+        async move {
+            let mut call = tonic::Request::new(svid_wire::NewJwtsvidRequest {
+                entry_id: entry.to_string(),
+                audience: audience.to_vec(),
+            });
+            call.set_timeout(SIGN_WITHIN);
+            let channel = self.channel.borrow().clone();
+            let mut client = svid_wire::svid_client::SvidClient::new(channel);
+            let status = match tokio::time::timeout(SIGN_WITHIN, client.new_jwtsvid(call)).await {
+                Ok(Ok(answer)) => match answer.into_inner().svid {
+                    Some(svid) => return Ok(Secret::new(svid.token)),
+                    None => Status::internal("neither a token nor a reason"),
+                },
+                Ok(Err(status)) => status,
+                Err(_) => Status::deadline_exceeded("no answer within the time limit"),
+            };
+            if matches!(verdict(&status), Verdict::Banned | Verdict::AttestAgain) {
+                self.attest_again.notify_one();
+            }
+            Err(TokenError::NotMade(Box::new(status)))
+        }
+        .boxed()
     }
 }
 

@@ -139,7 +139,7 @@ pub struct View {
     roster: Option<Arc<Roster>>,
     bundles: Arc<BundleSet>,
     svids: Arc<BTreeMap<EntryId, Arc<HeldSvid>>>,
-    /// SVIDs that the bundle of today does not verify any more: replaced as soon as possible, served until then.
+    /// SVIDs that the bundle of today does not verify any more, or by a tainted authority: replaced as soon as possible, served until then.
     distrusted: Arc<BTreeSet<EntryId>>,
 }
 
@@ -157,6 +157,18 @@ pub enum Standing<T> {
     },
     /// The full state.
     Ready(T),
+}
+
+impl<T> Standing<T> {
+    /// The same with another state.
+    pub fn map<U>(self, change: impl FnOnce(T) -> U) -> Standing<U> {
+        match self {
+            Self::NotSynced => Standing::NotSynced,
+            Self::NoIdentity => Standing::NoIdentity,
+            Self::NothingReady { entries } => Standing::NothingReady { entries },
+            Self::Ready(state) => Standing::Ready(change(state)),
+        }
+    }
 }
 
 /// The full state for one process.
@@ -276,6 +288,30 @@ impl View {
         })
     }
 
+    /// The entries of a process with these facts, each with the hint that tells it from the others.
+    pub fn entitled(
+        &self,
+        facts: &BTreeSet<Selector>,
+        now: SystemTime,
+    ) -> Standing<Vec<(Arc<Entry>, String)>> {
+        let (Some(roster), Some(_)) = (&self.roster, self.bundles.get(&self.own)) else {
+            return Standing::NotSynced;
+        };
+        let matching = roster.matching(facts, now);
+        if matching.is_empty() {
+            return Standing::NoIdentity;
+        }
+        let hints = unique_hints(&matching);
+        let hinted = matching.into_iter().map(|entry| {
+            let hint = match hints.contains(&entry.id) {
+                true => entry.hint.clone(),
+                false => String::new(),
+            };
+            (Arc::clone(entry), hint)
+        });
+        Standing::Ready(hinted.collect())
+    }
+
     /// The bundles for a process with these facts.
     pub fn bundles_for(&self, facts: &BTreeSet<Selector>, now: SystemTime) -> Standing<BundleView> {
         let (Some(roster), Some(bundle)) = (&self.roster, self.bundles.get(&self.own)) else {
@@ -390,8 +426,10 @@ impl Vault {
                     .collect(),
             );
             if !same_authorities {
+                // What a tainted authority signed is served until its successor is there.
                 let broken = view.svids.iter().filter(|(_, held)| {
-                    verify_x509_svid(held.svid.chain(), &bundles, now).is_err()
+                    verify_x509_svid(held.svid.chain(), &bundles, now)
+                        .map_or(true, |proven| proven.authority_tainted)
                 });
                 view.distrusted = Arc::new(broken.map(|(id, _)| id.clone()).collect());
             }

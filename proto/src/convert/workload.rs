@@ -56,6 +56,14 @@ pub fn x509_bundles_response<'a>(
     }
 }
 
+/// Writes the JWT authorities of bundles as JWK sets, each under the SPIFFE ID of its trust domain.
+pub fn keyed_jwks<'a>(bundles: impl IntoIterator<Item = &'a Bundle>) -> BTreeMap<String, Vec<u8>> {
+    bundles
+        .into_iter()
+        .map(|b| (b.trust_domain().id().as_str().to_owned(), b.to_jwks_json()))
+        .collect()
+}
+
 /// One identity as a workload received it. `Debug` does not show the key.
 pub struct X509Identity {
     /// The chain, fit in shape; whether it verifies is for the caller to see.

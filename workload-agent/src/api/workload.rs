@@ -2,23 +2,22 @@
 //! Trusts the vault for what is held. Never answers a call without the security header, never sends a part of the state,
 //! never goes on once the process has ended or its entitlement has.
 
+mod caller;
+mod jwt;
+
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
+    future::Future,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
 use futures::{Stream, StreamExt, stream};
 use mesh_identity::{EntryId, Selector};
-use mesh_runtime::{
-    audit::{Action, Actor, AuditLog, Decision, Object, Outcome, Record},
-    clock::Clock,
-    errors::ErrorChain,
-    tasks::Stop,
-};
+use mesh_runtime::{audit::AuditLog, clock::Clock, tasks::Stop};
 use proto::{
-    convert::workload::{X509IdentityView, x509_bundles_response, x509_svid_response},
+    convert::workload::{X509IdentityView, keyed_jwks, x509_bundles_response, x509_svid_response},
     spiffe::workload::{
         self as wire,
         spiffe_workload_api_server::{SpiffeWorkloadApi, SpiffeWorkloadApiServer},
@@ -27,10 +26,12 @@ use proto::{
 use tokio::{sync::watch, time::Instant};
 use tonic::{Code, Request, Response, Status, service::interceptor::InterceptedService};
 
-use super::{LARGEST_REQUEST, PerUid, Place, correlation_id, peer::Peer, sleep_until};
+use self::caller::{Caller, Denials, gone, stopping};
+use super::{LARGEST_REQUEST, PerUid, Place, peer::Peer, sleep_until};
 use crate::{
-    attestor::{AttestError, Attestor},
+    attestor::Attestor,
     metrics::{Metrics, OpenStream},
+    tokens::Tokens,
     vault::{BundleView, IdentitySet, Pins, Standing, Vault, View},
 };
 
@@ -65,6 +66,7 @@ struct Parts {
     streams: PerUid,
     denials: Denials,
     audit: Option<AuditLog>,
+    tokens: Arc<Tokens>,
     stop: Stop,
 }
 
@@ -76,6 +78,7 @@ impl WorkloadApi {
         clock: Clock,
         metrics: Metrics,
         audit: Option<AuditLog>,
+        tokens: Arc<Tokens>,
         stop: Stop,
     ) -> Self {
         let streams = PerUid::new(STREAMS_PER_UID);
@@ -88,6 +91,7 @@ impl WorkloadApi {
                 streams,
                 denials: Denials::default(),
                 audit,
+                tokens,
                 stop,
             }),
         }
@@ -97,6 +101,35 @@ impl WorkloadApi {
     pub fn into_service(self) -> CheckedApi {
         let server = SpiffeWorkloadApiServer::new(self).max_decoding_message_size(LARGEST_REQUEST);
         InterceptedService::new(server, check_header)
+    }
+
+    /// Answers one question of a process that was looked at.
+    async fn ask<Q, A, F: Future<Output = Result<A, Status>>>(
+        &self,
+        request: Request<Q>,
+        answer: impl FnOnce(Caller, Arc<View>, Q) -> F,
+    ) -> Result<A, Status> {
+        let peer = request.extensions().get::<Peer>().cloned();
+        let peer = peer.ok_or_else(|| Status::internal("the connection has no peer"))?;
+        let _place = self
+            .parts
+            .streams
+            .take(peer.uid())
+            .ok_or_else(|| Status::unavailable("too many calls of this uid"))?;
+        let view = self.parts.vault.view();
+        let mut caller = Caller::new(Arc::clone(&self.parts), peer);
+        caller.look(view.wanted()).await?;
+        answer(caller, view, request.into_inner()).await
+    }
+
+    fn answered<A>(
+        &self,
+        method: &'static str,
+        answer: Result<A, Status>,
+    ) -> Result<Response<A>, Status> {
+        let code = answer.as_ref().map_or_else(Status::code, |_| Code::Ok);
+        self.parts.metrics.called(method, code);
+        answer.map(Response::new)
     }
 
     async fn open<T: Tell>(
@@ -241,11 +274,42 @@ impl Tell for X509Bundles {
     }
 }
 
+struct JwtBundles;
+
+impl Tell for JwtBundles {
+    /// What is on the wire: changes of X.509 roots are no news here.
+    type State = BTreeMap<String, Vec<u8>>;
+    type Message = wire::JwtBundlesResponse;
+    const METHOD: &'static str = "FetchJWTBundles";
+    const API: &'static str = "jwt_bundles";
+
+    fn standing(
+        view: &View,
+        facts: &BTreeSet<Selector>,
+        now: std::time::SystemTime,
+    ) -> Standing<Self::State> {
+        view.bundles_for(facts, now)
+            .map(|state| keyed_jwks(state.bundles.values().map(|bundle| &**bundle)))
+    }
+
+    fn message(state: &Self::State) -> wire::JwtBundlesResponse {
+        wire::JwtBundlesResponse {
+            bundles: state.clone(),
+        }
+    }
+
+    fn identities(_: &Self::State) -> Vec<(&str, &str)> {
+        Vec::new()
+    }
+
+    fn entries(_: &Self::State) -> (Vec<EntryId>, &[EntryId]) {
+        (Vec::new(), &[])
+    }
+}
+
 /// One stream.
 struct Session<T: Tell> {
-    parts: Arc<Parts>,
-    peer: Peer,
-    facts: BTreeSet<Selector>,
+    caller: Caller,
     views: watch::Receiver<Arc<View>>,
     told: Option<T::State>,
     pins: Option<Pins>,
@@ -257,9 +321,7 @@ impl<T: Tell> Session<T> {
     async fn start(parts: Arc<Parts>, peer: Peer, place: Place) -> Result<Self, Status> {
         let (views, open) = (parts.vault.watch(), parts.metrics.stream(T::API));
         let mut session = Self {
-            parts,
-            peer,
-            facts: BTreeSet::new(),
+            caller: Caller::new(parts, peer),
             views,
             told: None,
             pins: None,
@@ -276,27 +338,28 @@ impl<T: Tell> Session<T> {
         loop {
             let view = Arc::clone(&self.views.borrow_and_update());
             if view.roster().is_none() {
-                self.parts.metrics.no_identity("not_synced");
+                self.caller.parts.metrics.no_identity("not_synced");
                 return Err(Status::unavailable(
                     "the agent has not heard from its ca-server yet",
                 ));
             }
-            let mut standing = T::standing(&view, &self.facts, self.parts.clock.now());
+            let mut standing =
+                T::standing(&view, &self.caller.facts, self.caller.parts.clock.now());
             if let (Some(told), Standing::Ready(state)) = (&self.told, &standing)
                 && told != state
             {
                 // The process may have become another program since the last message (M10 b): no new key before a new look.
                 self.look().await?;
-                standing = T::standing(&view, &self.facts, self.parts.clock.now());
+                standing = T::standing(&view, &self.caller.facts, self.caller.parts.clock.now());
             }
-            if !self.peer.process().is_alive() {
+            if !self.caller.peer.process().is_alive() {
                 return Err(gone());
             }
             let deadline = match standing {
                 Standing::NotSynced => {
                     return Err(Status::unavailable("the agent has no trust bundle yet"));
                 }
-                Standing::NoIdentity => return Err(self.no_identity()),
+                Standing::NoIdentity => return Err(self.caller.no_identity(T::METHOD)),
                 Standing::NothingReady { entries } => {
                     if self.told.is_some() || started.elapsed() >= FIRST_SVID_WITHIN {
                         return Err(Status::unavailable(
@@ -322,43 +385,17 @@ impl<T: Tell> Session<T> {
             };
             tokio::select! {
                 changed = self.views.changed() => changed.map_err(|_| stopping())?,
-                () = self.peer.process().exited() => return Err(gone()),
-                () = self.parts.stop.cancelled() => return Err(stopping()),
+                () = self.caller.peer.process().exited() => return Err(gone()),
+                () = self.caller.parts.stop.cancelled() => return Err(stopping()),
                 () = sleep_until(deadline) => {}
             }
         }
     }
 
-    /// Attests the process.
+    /// Looks at the process again.
     async fn look(&mut self) -> Result<(), Status> {
         let wanted = self.views.borrow().wanted();
-        let started = Instant::now();
-        let found = self
-            .parts
-            .attestor
-            .attest(
-                self.peer.process(),
-                self.peer.uid(),
-                self.peer.gid(),
-                wanted,
-            )
-            .await;
-        self.parts
-            .metrics
-            .attested(started.elapsed(), found.as_ref().err().map(label));
-        match found {
-            Ok(found) => {
-                self.facts = found.facts;
-                Ok(())
-            }
-            Err(AttestError::Gone) => Err(gone()),
-            Err(error) => {
-                self.parts.metrics.no_identity("attestor_error");
-                tracing::warn!(pid = self.peer.process().pid(), uid = self.peer.uid(), error = %ErrorChain(&error),
-                    "a caller could not be attested");
-                Err(Status::unavailable("the caller could not be attested"))
-            }
-        }
+        self.caller.look(wanted).await
     }
 
     fn pin(&mut self, entries: Vec<EntryId>) {
@@ -368,125 +405,19 @@ impl<T: Tell> Session<T> {
                 .as_ref()
                 .is_none_or(|pins| pins.entries() != entries)
         {
-            self.pins = Some(self.parts.vault.pin(entries));
+            self.pins = Some(self.caller.parts.vault.pin(entries));
         }
     }
 
     /// Records each identity that this process has not been given on this stream before. Renewals of one that it has are
     /// recorded where they are signed.
     async fn record_given(&self, state: &T::State) -> Result<(), Status> {
-        let Some(log) = &self.parts.audit else {
-            return Ok(());
-        };
         let before = self.told.as_ref().map(T::identities).unwrap_or_default();
         let fresh = T::identities(state)
             .into_iter()
             .filter(|(id, _)| before.iter().all(|(known, _)| known != id));
-        // Begun together, so that they become durable together.
-        let records = fresh.map(|(id, serial)| {
-            let mut record = self.record(log);
-            record
-                .object(Object::new("svid").id(id).serial(serial))
-                .decision(Decision::allow());
-            record.finish(Outcome::Success, None)
-        });
-        futures::future::try_join_all(records.collect::<Vec<_>>())
-            .await
-            .map(drop)
-            .map_err(|error| {
-                tracing::error!(error = %ErrorChain(&error), "no identity is given out unrecorded");
-                Status::unavailable("the agent cannot write its audit record")
-            })
+        self.caller.record_given(fresh).await
     }
-
-    fn record(&self, log: &AuditLog) -> Record {
-        let mut actor = Actor::workload("")
-            .authn("uds")
-            .process(self.peer.uid(), Some(self.peer.process().pid()));
-        let path = self.facts.iter().find_map(|fact| {
-            (fact.kind() == "unix")
-                .then(|| fact.value().strip_prefix("path:"))
-                .flatten()
-        });
-        if let Some(path) = path {
-            actor = actor.exe(path);
-        }
-        log.begin(Action("identity.fetch"), actor)
-    }
-
-    /// The caller learns a code and a number; what is missing is for the administrator, who finds the number in the log.
-    fn no_identity(&self) -> Status {
-        let (id, pid) = (correlation_id(), self.peer.process().pid());
-        self.parts.metrics.no_identity("no_match");
-        if let Some(log) = &self.parts.audit {
-            let mut record = self.record(log);
-            record
-                .decision(Decision::deny("no entry matches"))
-                .request_id(id.as_str());
-            record.finish_later(Outcome::Denied, Some(crate::NO_IDENTITY));
-        }
-        if self
-            .parts
-            .denials
-            .may_log(self.peer.uid(), self.parts.clock.monotonic())
-        {
-            tracing::info!(code = crate::NO_IDENTITY, correlation_id = %id, pid, uid = self.peer.uid(), method = T::METHOD,
-            "no identity for this process; `workload-agent explain --pid {pid}` shows why");
-        }
-        Status::permission_denied(format!(
-            "no identity issued [{}] correlation id {id}",
-            crate::NO_IDENTITY
-        ))
-    }
-}
-
-/// How many refusals of one uid are logged within [`LOG_WINDOW`]; the metric counts them all.
-const LOGGED_REFUSALS: u32 = 20;
-/// See [`LOGGED_REFUSALS`].
-const LOG_WINDOW: Duration = Duration::from_secs(10);
-
-/// Keeps a process that asks again and again from filling the log.
-#[derive(Debug, Default)]
-struct Denials(Mutex<HashMap<u32, (Instant, u32)>>);
-
-impl Denials {
-    fn may_log(&self, uid: u32, now: Instant) -> bool {
-        let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if seen.len() > 1024 {
-            seen.retain(|_, (since, _)| now.duration_since(*since) < LOG_WINDOW);
-        }
-        let (since, count) = seen.entry(uid).or_insert((now, 0));
-        if now.duration_since(*since) >= LOG_WINDOW {
-            (*since, *count) = (now, 0);
-        }
-        *count += 1;
-        *count <= LOGGED_REFUSALS
-    }
-}
-
-fn gone() -> Status {
-    Status::permission_denied("the process that opened this connection has ended")
-}
-
-fn stopping() -> Status {
-    Status::unavailable("the agent is stopping")
-}
-
-fn label(error: &AttestError) -> &'static str {
-    match error {
-        AttestError::Gone => "gone",
-        AttestError::Restless => "restless",
-        AttestError::Unreadable(_) => "unreadable",
-        AttestError::TooSlow => "too_slow",
-    }
-}
-
-/// The JWT profile is not served by this agent; the WIT profile is switched off (WAPI-2).
-fn not_served<T>(method: &'static str, metrics: &Metrics) -> Result<T, Status> {
-    metrics.called(method, Code::Unimplemented);
-    Err(Status::unimplemented(
-        "this agent serves the X.509 profile only",
-    ))
 }
 
 #[tonic::async_trait]
@@ -513,52 +444,50 @@ impl SpiffeWorkloadApi for WorkloadApi {
 
     async fn fetch_jwtsvid(
         &self,
-        _: Request<wire::JwtsvidRequest>,
+        request: Request<wire::JwtsvidRequest>,
     ) -> Result<Response<wire::JwtsvidResponse>, Status> {
-        not_served("FetchJWTSVID", &self.parts.metrics)
+        let answer = self.ask(request, jwt::fetch).await;
+        self.answered("FetchJWTSVID", answer)
     }
 
     async fn fetch_jwt_bundles(
         &self,
-        _: Request<wire::JwtBundlesRequest>,
+        request: Request<wire::JwtBundlesRequest>,
     ) -> Result<Response<Self::FetchJWTBundlesStream>, Status> {
-        not_served("FetchJWTBundles", &self.parts.metrics)
+        self.open::<JwtBundles>(&request).await
     }
 
     async fn validate_jwtsvid(
         &self,
-        _: Request<wire::ValidateJwtsvidRequest>,
+        request: Request<wire::ValidateJwtsvidRequest>,
     ) -> Result<Response<wire::ValidateJwtsvidResponse>, Status> {
-        not_served("ValidateJWTSVID", &self.parts.metrics)
+        let answer = self.ask(request, jwt::validate).await;
+        self.answered("ValidateJWTSVID", answer)
     }
 
     async fn fetch_witsvid(
         &self,
         _: Request<wire::WitsvidRequest>,
     ) -> Result<Response<Self::FetchWITSVIDStream>, Status> {
-        not_served("FetchWITSVID", &self.parts.metrics)
+        self.answered("FetchWITSVID", Err(not_served()))
     }
 
     async fn fetch_wit_bundles(
         &self,
         _: Request<wire::WitBundlesRequest>,
     ) -> Result<Response<Self::FetchWITBundlesStream>, Status> {
-        not_served("FetchWITBundles", &self.parts.metrics)
+        self.answered("FetchWITBundles", Err(not_served()))
     }
+}
+
+/// The WIT profile is switched off (WAPI-2).
+fn not_served() -> Status {
+    Status::unimplemented("this agent serves the X.509 and JWT profiles only")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn refusals_of_one_uid_do_not_fill_the_log_and_do_not_hide_those_of_another() {
-        let (denials, start) = (Denials::default(), Instant::now());
-        let logged = (0..1000).filter(|_| denials.may_log(1, start)).count();
-        assert_eq!(logged, LOGGED_REFUSALS as usize);
-        assert!(denials.may_log(2, start));
-        assert!(denials.may_log(1, start + LOG_WINDOW));
-    }
 
     #[test]
     fn wep_07_only_exactly_one_exact_header_passes() {

@@ -3,7 +3,7 @@
 
 use std::{
     fs::{self, OpenOptions},
-    io::{self, Write},
+    io::{self, Read, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     time::Duration,
@@ -18,7 +18,10 @@ use mesh_runtime::{
 use proto::{
     convert::workload::X509Context,
     finial::explain::v1::{ExplainProcessRequest, explain_client::ExplainClient},
-    spiffe::workload::{X509svidRequest, spiffe_workload_api_client::SpiffeWorkloadApiClient},
+    spiffe::workload::{
+        JwtsvidRequest, ValidateJwtsvidRequest, X509svidRequest,
+        spiffe_workload_api_client::SpiffeWorkloadApiClient,
+    },
 };
 use tokio::net::UnixStream;
 use tonic::{
@@ -31,6 +34,9 @@ use tonic_health::pb::{
 
 use super::{ExplainArgs, SocketArgs, show};
 use crate::{NO_IDENTITY, config::socket_path};
+
+/// More of standard input is not read: no token is longer.
+const LONGEST_TOKEN: u64 = 64 * 1024;
 
 async fn connect(socket: &str, within: Duration) -> Result<Channel, Exit> {
     let Some(path) = socket_path(socket) else {
@@ -174,6 +180,66 @@ pub(super) async fn fetch(args: SocketArgs, write: Option<PathBuf>, output: Outp
                 }
                 Ok(print(&show::context(&context, output, write.as_deref())))
             }),
+    )
+}
+
+pub(super) async fn fetch_jwt(
+    args: SocketArgs,
+    audience: Vec<String>,
+    spiffe_id: String,
+    output: Output,
+) -> Exit {
+    let limit = args.timeout.get();
+    let ask = JwtsvidRequest {
+        audience,
+        spiffe_id,
+    };
+    let answer = within(limit, async {
+        let mut client = SpiffeWorkloadApiClient::new(connect(&args.socket, limit).await?);
+        let answer = client.fetch_jwtsvid(with_header(ask)).await;
+        answer.map_err(|status| failed(&status))
+    });
+    code(
+        answer
+            .await
+            .map(|answer| print(&show::tokens(&answer.into_inner().svids, output))),
+    )
+}
+
+/// A token that does not prove anything ends with [`Exit::No`].
+pub(super) async fn validate_jwt(
+    args: SocketArgs,
+    audience: String,
+    svid: String,
+    output: Output,
+) -> Exit {
+    let limit = args.timeout.get();
+    let svid = match svid.as_str() {
+        "-" => match io::read_to_string(io::stdin().take(LONGEST_TOKEN)) {
+            Ok(text) => text.trim_end().to_owned(),
+            Err(error) => {
+                eprintln!("error: the token cannot be read from standard input: {error}");
+                return Exit::Failed;
+            }
+        },
+        _ => svid,
+    };
+    let ask = ValidateJwtsvidRequest { audience, svid };
+    let answer = within(limit, async {
+        let mut client = SpiffeWorkloadApiClient::new(connect(&args.socket, limit).await?);
+        match client.validate_jwtsvid(with_header(ask)).await {
+            Ok(answer) => Ok(answer.into_inner()),
+            Err(status) if status.code() == Code::InvalidArgument => {
+                eprintln!("the token is refused: {}", untrusted(status.message()));
+                Err(Exit::No)
+            }
+            Err(status) => Err(failed(&status)),
+        }
+    });
+    code(
+        answer
+            .await
+            .map(|proven| print(&show::proven(&proven, output))),
     )
 }
 

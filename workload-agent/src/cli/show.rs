@@ -11,12 +11,83 @@ use mesh_runtime::{
     cli::Output,
     errors::{Report, untrusted},
 };
-use proto::{convert::workload::X509Context, finial::explain::v1 as wire, spire::api::types};
+use proto::{
+    convert::workload::X509Context, finial::explain::v1 as wire, spiffe::workload,
+    spire::api::types,
+};
 use serde_json::json;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use zeroize::Zeroizing;
 
 use crate::NO_IDENTITY;
+
+/// Tokens are what was asked for; they are shown whole.
+pub(super) fn tokens(svids: &[workload::Jwtsvid], output: Output) -> String {
+    match output {
+        Output::Json => {
+            let svids = svids.iter().map(
+                |svid| json!({ "spiffeId": svid.spiffe_id, "svid": svid.svid, "hint": svid.hint }),
+            );
+            format!("{}\n", json!({ "svids": svids.collect::<Vec<_>>() }))
+        }
+        Output::Table => svids
+            .iter()
+            .map(|svid| {
+                let (id, token) = (untrusted(&svid.spiffe_id), untrusted(&svid.svid));
+                match svid.hint.as_str() {
+                    "" => format!("{id}\n  {token}\n"),
+                    hint => format!("{id}  hint {}\n  {token}\n", untrusted(hint)),
+                }
+            })
+            .collect(),
+    }
+}
+
+/// Whose token it is, and what it says.
+pub(super) fn proven(answer: &workload::ValidateJwtsvidResponse, output: Output) -> String {
+    let fields = answer.claims.iter().flat_map(|claims| &claims.fields);
+    let claims: serde_json::Map<_, _> = fields
+        .map(|(name, value)| (name.clone(), json_of(value)))
+        .collect();
+    match output {
+        Output::Json => format!(
+            "{}\n",
+            json!({ "spiffeId": answer.spiffe_id, "claims": claims })
+        ),
+        Output::Table => {
+            let mut text = format!("the token is valid\n{}\n", untrusted(&answer.spiffe_id));
+            for (name, value) in &claims {
+                text.push_str(&format!(
+                    "  {} {}\n",
+                    untrusted(name),
+                    untrusted(&value.to_string())
+                ));
+            }
+            text
+        }
+    }
+}
+
+fn json_of(value: &prost_types::Value) -> serde_json::Value {
+    use prost_types::value::Kind;
+    match &value.kind {
+        None | Some(Kind::NullValue(_)) => serde_json::Value::Null,
+        Some(Kind::BoolValue(value)) => (*value).into(),
+        // The wire has floats only; whole numbers, as dates are, are shown as such.
+        Some(Kind::NumberValue(number)) => {
+            let text = number.to_string();
+            text.parse::<i64>()
+                .map_or_else(|_| json!(number), |whole| json!(whole))
+        }
+        Some(Kind::StringValue(text)) => text.as_str().into(),
+        Some(Kind::ListValue(list)) => list.values.iter().map(json_of).collect(),
+        Some(Kind::StructValue(members)) => members
+            .fields
+            .iter()
+            .map(|(name, value)| (name.clone(), json_of(value)))
+            .collect(),
+    }
+}
 
 pub(super) fn context(context: &X509Context, output: Output, written: Option<&Path>) -> String {
     match output {

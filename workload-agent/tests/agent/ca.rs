@@ -12,7 +12,10 @@ use std::{
 };
 
 use futures::{Stream, StreamExt};
-use mesh_identity::{Bundle, BundleSet, SpiffeId, TrustDomain, X509Authority, X509Svid};
+use mesh_identity::{
+    Bundle, BundleSet, SpiffeId, TrustDomain, X509Authority, X509Svid,
+    test_util::jwt::{JwtSigner, claims},
+};
 use mesh_runtime::{
     accept::{Incoming, Limits, Permit},
     tasks::StopSource,
@@ -157,10 +160,12 @@ pub(crate) struct Seen {
     pub(crate) signed: Vec<String>,
     pub(crate) keys: BTreeSet<Vec<u8>>,
     pub(crate) batches: Vec<usize>,
+    pub(crate) tokens: Vec<String>,
 }
 
 struct State {
     roots: Mutex<Vec<Arc<Root>>>,
+    jwt: JwtSigner,
     tokens: Mutex<BTreeSet<String>>,
     knobs: Mutex<Knobs>,
     seen: Mutex<Seen>,
@@ -202,6 +207,7 @@ impl Ca {
         };
         let state = Arc::new(State {
             roots: Mutex::new(vec![root]),
+            jwt: JwtSigner::new("test-key"),
             tokens: Mutex::default(),
             knobs: Mutex::new(knobs),
             seen: Mutex::default(),
@@ -291,7 +297,21 @@ impl Ca {
 
     pub(crate) fn bundle(&self) -> Bundle {
         let roots = self.state.roots.lock().unwrap().clone();
-        bundle_of(&roots).with_sequence(self.state.content.lock().unwrap().bundle_sequence)
+        bundle_of(&roots)
+            .with_jwt_authorities([self.state.jwt.authority()])
+            .unwrap()
+            .with_sequence(self.state.content.lock().unwrap().bundle_sequence)
+    }
+
+    /// The key that signs tokens.
+    pub(crate) fn jwt(&self) -> &JwtSigner {
+        &self.state.jwt
+    }
+
+    /// A foreign trust domain that only has this JWT authority.
+    pub(crate) fn foreign_jwt(&self, domain: &str, signer: &JwtSigner) {
+        let bundle = types::Bundle::from(&signer.bundle(domain));
+        self.change(|content| content.foreign.push(bundle));
     }
 
     /// A new root that signs from now on; the old one stays trusted or not.
@@ -761,9 +781,31 @@ impl Svid for Ca {
     }
     async fn new_jwtsvid(
         &self,
-        _: Request<svid::NewJwtsvidRequest>,
+        request: Request<svid::NewJwtsvidRequest>,
     ) -> Result<Response<svid::NewJwtsvidResponse>, Status> {
-        Err(Status::unimplemented(""))
+        self.denied()?;
+        caller(&request)?;
+        let ask = request.into_inner();
+        if let Some(code) = self.knobs().refuse_entries.get(&ask.entry_id) {
+            return Err(Status::new((*code).into(), "refused"));
+        }
+        let entries = &self.state.content.lock().unwrap().entries;
+        let entry = entries.get(&ask.entry_id);
+        let entry = entry.ok_or_else(|| Status::not_found("no such entry"))?;
+        let iat = now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+        let mut said = claims(&id_of(entry), "");
+        said["aud"] = ask.audience.clone().into();
+        said["iat"] = iat.as_secs().into();
+        said["exp"] = (iat.as_secs() + 300).into();
+        let signer = &self.state.jwt;
+        self.seen().tokens.push(ask.entry_id);
+        let token = signer.sign(&signer.header(), &said);
+        Ok(Response::new(svid::NewJwtsvidResponse {
+            svid: Some(types::Jwtsvid {
+                token,
+                ..Default::default()
+            }),
+        }))
     }
     async fn batch_new_witsvid(
         &self,

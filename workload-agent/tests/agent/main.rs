@@ -8,6 +8,7 @@
 
 mod ca;
 mod cli;
+mod jwt;
 mod lifecycle;
 mod peers;
 mod rig;
