@@ -19,7 +19,9 @@ use mesh_runtime::errors::Coded;
 use mesh_runtime::readiness::{Liveness, Readiness};
 use mesh_runtime::tasks::{TaskFailure, Tasks};
 use mesh_runtime::telemetry::{self, LogControl};
-use mesh_tls::IdentityCell;
+use mesh_tls::{ClientConfig, IdentityCell};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
 
 use self::background::Background;
 use self::doors::Doors;
@@ -28,8 +30,8 @@ use crate::api::caller::Callers;
 use crate::api::limit::Limits;
 use crate::attestation::{Attestors, ClusterError, Surroundings};
 use crate::authority::{Authority, AuthorityError};
-use crate::config::CaServerConfig;
-use crate::federation::Federation;
+use crate::config::{CaServerConfig, FederationConfig};
+use crate::federation::{self, Federation, Https};
 use crate::fleet::Fleet;
 use crate::issuance::{Issuer, Lives};
 use crate::metrics::Metrics;
@@ -163,6 +165,24 @@ pub struct App {
     identity: IdentityCell,
 }
 
+/// TLS towards bundle endpoints that are known by the Web PKI. Without a root none of them can be verified, so none is asked.
+fn web_tls(config: &FederationConfig, clock: &Clock) -> anyhow::Result<Option<Arc<ClientConfig>>> {
+    let roots = match &config.web_roots {
+        Some(path) => CertificateDer::pem_file_iter(path)
+            .and_then(Iterator::collect)
+            .with_context(|| format!("cannot read the Web roots {}", path.display()))?,
+        None => rustls_native_certs::load_native_certs().certs,
+    };
+    let tls = mesh_tls::web_client_config(roots, &[b"http/1.1"], clock.as_fn());
+    match (tls, &config.web_roots) {
+        (Ok(tls), _) => Ok(Some(tls)),
+        (Err(error), Some(path)) => {
+            Err(error).with_context(|| format!("cannot use the Web roots {}", path.display()))
+        }
+        (Err(_), None) => Ok(None),
+    }
+}
+
 /// Makes a server. When it returns, every door is bound and nothing is served yet.
 pub async fn build(config: &CaServerConfig, given: Given) -> anyhow::Result<App> {
     let Given {
@@ -209,6 +229,18 @@ pub async fn build(config: &CaServerConfig, given: Given) -> anyhow::Result<App>
         clock: clock.clone(),
     };
     let attestors = Attestors::open(&config.attestation.node, &around).await?;
+    let federation = Arc::new(Federation::new(federation::Around {
+        own: config.trust_domain.clone(),
+        relationships: stores.relationships.clone(),
+        bundles: stores.bundles.clone(),
+        fetch: Arc::new(Https::new(
+            web_tls(&config.federation, &clock)?,
+            clock.clone(),
+        )),
+        audit: audit.clone(),
+        metrics: metrics.clone(),
+        clock: clock.clone(),
+    }));
     let parts = Parts {
         trust_domain: config.trust_domain.clone(),
         registry: registry.clone(),
@@ -218,7 +250,7 @@ pub async fn build(config: &CaServerConfig, given: Given) -> anyhow::Result<App>
             stores.bundles.clone(),
         ),
         bundles: stores.bundles.clone(),
-        federation: Arc::new(Federation::new(stores.relationships.clone())),
+        federation: federation.clone(),
         nodes: stores.nodes.clone(),
         tokens: stores.tokens.clone(),
         snapshots: stores.snapshots.clone(),
@@ -247,6 +279,7 @@ pub async fn build(config: &CaServerConfig, given: Given) -> anyhow::Result<App>
     };
     let doors = Doors::bind(config, parts, &identity, &readiness, &liveness, doors_ready).await?;
     let background = Background {
+        federation,
         authority,
         registry,
         issuer,

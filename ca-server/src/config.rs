@@ -30,6 +30,8 @@ pub struct CaServerConfig {
     pub lifetimes: LifetimesConfig,
     /// How nodes prove what they are.
     pub attestation: AttestationConfig,
+    /// Other trust domains.
+    pub federation: FederationConfig,
     /// The audit record.
     pub audit: AuditConfig,
     /// Bounds on what strangers and agents may ask for.
@@ -104,6 +106,14 @@ pub struct LifetimesConfig {
 pub struct AttestationConfig {
     /// The ways in which a node may prove itself.
     pub node: Vec<NodeAttestor>,
+}
+
+/// The `federation` section.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct FederationConfig {
+    /// A PEM file with the roots that bundle endpoints of the profile `https_web` are verified with. Absent: those of this machine.
+    pub web_roots: Option<PathBuf>,
 }
 
 /// One way in which a node may prove itself.
@@ -200,6 +210,7 @@ impl Default for CaServerConfig {
             keys: KeysConfig::default(),
             lifetimes: LifetimesConfig::default(),
             attestation: AttestationConfig::default(),
+            federation: FederationConfig::default(),
             audit: AuditConfig::default(),
             limits: LimitsConfig::default(),
             telemetry: TelemetryConfig::default(),

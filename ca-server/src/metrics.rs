@@ -2,12 +2,13 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use mesh_identity::X509Svid;
+use mesh_identity::{TrustDomain, X509Svid};
 use mesh_runtime::errors::Coded;
 use mesh_runtime::metrics::{Counter, Family, Gauge, Histogram, exponential_buckets};
 use tonic::Code;
 
 use crate::authority::{AuthorityKind, SlotState, SlotStatus};
+use crate::federation::{RefreshError, Refreshed};
 use crate::issuance::{IssueError, IssuedToken};
 
 type Labels<const N: usize> = [(&'static str, &'static str); N];
@@ -28,6 +29,8 @@ pub struct Metrics {
     backup: Gauge,
     ratelimited: Family<Labels<1>, Counter>,
     feed_refused: Counter,
+    refreshes: Family<Labels<1>, Counter>,
+    refreshed_at: Family<Vec<(&'static str, String)>, Gauge>,
     handled: Family<Labels<2>, Counter>,
     handling: Family<Labels<1>, Histogram, fn() -> Histogram>,
 }
@@ -65,6 +68,8 @@ impl Metrics {
                 "ca_server_feed_updates_refused",
                 "Updates that an agent refused",
             ),
+            refreshes: Family::default(),
+            refreshed_at: Family::default(),
             handled: Family::default(),
             handling: Family::new_with_constructor(call_seconds),
             registry: registry.clone(),
@@ -100,6 +105,16 @@ impl Metrics {
             metrics.ratelimited.clone(),
         );
         registry.register(
+            "ca_server_federation_refreshes",
+            "Attempts to refresh the bundle of another trust domain",
+            metrics.refreshes.clone(),
+        );
+        registry.register(
+            "ca_server_federation_refreshed_timestamp_seconds",
+            "When the bundle of a trust domain was last fetched and good, seconds since 1970",
+            metrics.refreshed_at.clone(),
+        );
+        registry.register(
             "ca_server_rpcs_handled",
             "RPCs by method and status",
             metrics.handled.clone(),
@@ -115,6 +130,30 @@ impl Metrics {
     /// For the admin port, and for the families of other crates.
     pub fn registry(&self) -> &mesh_runtime::metrics::Metrics {
         &self.registry
+    }
+
+    /// An attempt to refresh a bundle. Trust domains are those that administrators named.
+    pub(crate) fn federation(
+        &self,
+        domain: &TrustDomain,
+        outcome: &Result<Refreshed, RefreshError>,
+        now: SystemTime,
+    ) {
+        let result = match outcome {
+            Ok(Refreshed::Updated) => "updated",
+            Ok(Refreshed::Unchanged) => "unchanged",
+            Err(error) => error.code(),
+        };
+        self.refreshes.get_or_create(&[("result", result)]).inc();
+        if outcome.is_ok() {
+            let labels = vec![("trust_domain", domain.to_string())];
+            let since = now
+                .duration_since(SystemTime::UNIX_EPOCH)
+                .unwrap_or_default();
+            self.refreshed_at
+                .get_or_create(&labels)
+                .set(i64::try_from(since.as_secs()).unwrap_or(i64::MAX));
+        }
     }
 
     pub(crate) fn issuance(&self, answers: &[Result<X509Svid, IssueError>], took: Duration) {

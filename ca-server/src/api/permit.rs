@@ -130,7 +130,7 @@ pub const TABLE: &[Row] = &[
     row("/spire.api.server.trustdomain.v1.TrustDomain/BatchCreateFederationRelationship", ADMIN, "federation.create", Audit::Each, Limit::None),
     row("/spire.api.server.trustdomain.v1.TrustDomain/BatchUpdateFederationRelationship", ADMIN, "federation.update", Audit::Each, Limit::None),
     row("/spire.api.server.trustdomain.v1.TrustDomain/BatchDeleteFederationRelationship", ADMIN, "federation.delete", Audit::Each, Limit::None),
-    not_served("/spire.api.server.trustdomain.v1.TrustDomain/RefreshBundle"),
+    row("/spire.api.server.trustdomain.v1.TrustDomain/RefreshBundle", ADMIN, "federation.refresh", Audit::Call, Limit::None),
     row("/spire.api.server.localauthority.v1.LocalAuthority/GetJWTAuthorityState", ADMIN, "authority.read", Audit::Call, Limit::None),
     row("/spire.api.server.localauthority.v1.LocalAuthority/PrepareJWTAuthority", ADMIN, "authority.prepare", Audit::Call, Limit::None),
     row("/spire.api.server.localauthority.v1.LocalAuthority/ActivateJWTAuthority", ADMIN, "authority.activate", Audit::Call, Limit::None),

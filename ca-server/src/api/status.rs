@@ -13,7 +13,7 @@ use tonic::{Code, Status};
 use super::caller::NotACaller;
 use crate::attestation::{AttestError, K8sRefused};
 use crate::authority::TurnError;
-use crate::federation::EndpointUrlError;
+use crate::federation::{EndpointUrlError, RefreshError};
 use crate::issuance::{CsrError, IssueError, MintError};
 use crate::registry::{CreateError, NotAuthorized, PageError};
 use crate::store::StoreError;
@@ -213,6 +213,14 @@ impl From<WireError> for Refusal {
 impl From<EntryIdError> for Refusal {
     fn from(error: EntryIdError) -> Self {
         Self::new("FNL1241", Code::InvalidArgument, error.to_string())
+    }
+}
+
+impl From<RefreshError> for Refusal {
+    /// SPIRE says Internal, and why: administrators alone may ask.
+    fn from(error: RefreshError) -> Self {
+        let why = ErrorChain(&error).to_string();
+        Self::new(error.code(), Code::Internal, why).within("failed to refresh bundle")
     }
 }
 

@@ -15,6 +15,7 @@ use mesh_tls::IdentityCell;
 
 use super::identity;
 use crate::authority::{self, Authority, Followers, SlotState, SlotStatus};
+use crate::federation::{self, Federation};
 use crate::fleet::Fleet;
 use crate::issuance::Issuer;
 use crate::metrics::{Metrics, kind, state};
@@ -31,6 +32,7 @@ const KEEP_ISSUED: Duration = Duration::from_secs(24 * 3600);
 const COUNTING: Duration = Duration::from_secs(5);
 
 pub(super) struct Background {
+    pub(super) federation: Arc<Federation>,
     pub(super) authority: Arc<Authority>,
     pub(super) registry: Arc<Registry>,
     pub(super) issuer: Arc<Issuer>,
@@ -47,6 +49,8 @@ pub(super) struct Background {
 
 impl Background {
     pub(super) fn start(self, tasks: &Tasks) {
+        let federation = self.federation;
+        tasks.spawn("federation", |stop| federation::run(federation, stop));
         let (authority, clock) = (self.authority.clone(), self.clock.clone());
         let followers = Arc::new(Agents {
             fleet: self.fleet.clone(),

@@ -24,6 +24,14 @@ impl EndpointUrl {
         &self.host
     }
 
+    /// The host as a URL has it: IPv6 in brackets.
+    pub fn authority_host(&self) -> String {
+        match self.host.contains(':') {
+            true => format!("[{}]", self.host),
+            false => self.host.to_string(),
+        }
+    }
+
     /// The port; 443 where the URL names none.
     pub fn port(&self) -> u16 {
         self.port

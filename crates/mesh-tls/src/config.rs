@@ -124,7 +124,7 @@ fn finish_client(mut config: ClientConfig, alpn: &[&[u8]]) -> Arc<ClientConfig> 
 
 /// Shows the identity that the cell holds at the moment of the handshake.
 #[derive(Debug)]
-struct Current(IdentityCell);
+pub(crate) struct Current(pub(crate) IdentityCell);
 
 impl ResolvesServerCert for Current {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
@@ -144,7 +144,7 @@ impl ResolvesClientCert for Current {
 }
 
 /// Our clock, for rustls's own use of time.
-struct Time(Clock);
+pub(crate) struct Time(pub(crate) Clock);
 
 impl TimeProvider for Time {
     fn current_time(&self) -> Option<UnixTime> {

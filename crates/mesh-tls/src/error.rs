@@ -65,6 +65,9 @@ pub enum HandshakeError {
     /// We refused the peer.
     #[error("the TLS peer was refused")]
     PeerRefused(#[source] PeerRefused),
+    /// A server of the Web has no certificate that is good for its name.
+    #[error("the Web server's certificate was refused")]
+    WebCertificate(#[source] TlsError),
     /// The peer refused us, and said so.
     #[error("the TLS peer refused us")]
     RefusedByPeer(#[source] PeerAlert),
@@ -91,6 +94,7 @@ impl HandshakeError {
         match self {
             Self::PeerRefused(reason) => reason.code(),
             Self::RefusedByPeer(alert) => alert.code(),
+            Self::WebCertificate(_) => "FNL0419",
             Self::Incompatible(_) => "FNL0414",
             Self::NotTls(_) => "FNL0415",
             Self::Closed => "FNL0416",

@@ -1,6 +1,7 @@
 //! Decides whether a TLS peer is who it says and may talk to us; there is no other verifier and no other TLS configuration in Finial.
-//! Trusts the bundles it is given, the clock it is given and the chosen [`Authorizer`]; a host name proves nothing here.
-//! Never resumes a session, never sends a ticket or early data, never speaks anything older than TLS 1.3.
+//! Trusts the bundles it is given, the clock it is given and the chosen [`Authorizer`]; a host name proves nothing here, except
+//! towards the Web (`public`), where TLS 1.2 is spoken too.
+//! Never resumes a session, never sends a ticket or early data, never speaks anything older than TLS 1.3 inside the mesh.
 //!
 //! Reading order: [`TlsIdentity`] (what we show, checked as a peer would), [`IdentityCell`] (swapped live),
 //! [`Authorizer`] (who may be at the other end), [`server_config`] and [`client_config`], then [`accept`] and [`connect`].
@@ -14,6 +15,7 @@ mod identity;
 mod key;
 mod peer;
 mod provider;
+mod public;
 mod stream;
 mod verifier;
 
@@ -28,5 +30,9 @@ pub use identity::{TlsIdentity, TlsIdentityError};
 pub use key::{KeyError, PrivateKey};
 pub use peer::{Peer, Session};
 pub use provider::install_default_provider;
+pub use public::{
+    NoWebRoots, Shown, WebIdentity, WebIdentityError, connect_web, public_server_config,
+    web_client_config,
+};
 pub use rustls::{AlertDescription, ClientConfig, ServerConfig};
 pub use stream::{AlertSlot, ClientStream, ServerStream};

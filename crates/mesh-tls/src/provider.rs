@@ -1,6 +1,7 @@
 //! Decides which cryptography TLS uses: TLS 1.3 suites, X25519MLKEM768 first, then X25519, then P-256.
 //! Trusts aws-lc-rs, or ring where a build asks for it; this is the only file that names either to rustls.
-//! Never offers a TLS 1.2 suite, whatever features other crates switch on.
+//! Never offers a TLS 1.2 suite inside the mesh, whatever features other crates switch on; towards the Web only those with
+//! forward secrecy and authenticated encryption.
 
 use std::sync::{Arc, LazyLock};
 
@@ -49,6 +50,40 @@ pub fn install_default_provider() {
     drop(CryptoProvider::install_default(CryptoProvider::clone(
         &PROVIDER,
     )));
+}
+
+/// Mozilla's intermediate profile: what the mesh speaks, and TLS 1.2 with ephemeral keys and AEAD.
+const PUBLIC_SUITES: &[SupportedCipherSuite] = &[
+    chosen::cipher_suite::TLS13_AES_256_GCM_SHA384,
+    chosen::cipher_suite::TLS13_AES_128_GCM_SHA256,
+    chosen::cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
+    chosen::cipher_suite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
+    chosen::cipher_suite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+    chosen::cipher_suite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
+    chosen::cipher_suite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
+    chosen::cipher_suite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+    chosen::cipher_suite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
+];
+
+static PUBLIC: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
+    let mut kx_groups = GROUPS.to_vec();
+    kx_groups.push(chosen::kx_group::SECP384R1);
+    Arc::new(CryptoProvider {
+        cipher_suites: PUBLIC_SUITES.to_vec(),
+        kx_groups,
+        ..chosen::default_provider()
+    })
+});
+
+pub(crate) fn public_provider() -> &'static Arc<CryptoProvider> {
+    &PUBLIC
+}
+
+/// Parses a key in any of the usual forms.
+pub(crate) fn any_signing_key(
+    key: &PrivateKeyDer<'_>,
+) -> Result<Arc<dyn SigningKey>, rustls::Error> {
+    chosen::sign::any_supported_type(key)
 }
 
 pub(crate) fn provider() -> &'static Arc<CryptoProvider> {

@@ -16,7 +16,7 @@ use tonic::{Code, Request, Response, Status};
 use self::convert::{domain, masked, read, shown, updated};
 use super::super::{Call, Parts, Refusal};
 use super::item::{at_a_time, begin, finish};
-use super::{bundle, not_served, ok};
+use super::{bundle, ok};
 use crate::federation::NotUpdated;
 use crate::registry::{Page, cut};
 use crate::store::Relationship;
@@ -271,9 +271,19 @@ impl wire::trust_domain_server::TrustDomain for Service {
 
     async fn refresh_bundle(
         &self,
-        _: Request<wire::RefreshBundleRequest>,
+        request: Request<wire::RefreshBundleRequest>,
     ) -> Result<Response<()>, Status> {
-        Err(not_served())
+        let call = Call::of(&request)?;
+        let name = request.into_inner().trust_domain;
+        call.about(about(&name));
+        let domain = domain(&name).map_err(|refusal| call.refuse(refusal))?;
+        match self.parts.federation.refresh(&domain).await {
+            Ok(Some(_)) => Ok(Response::new(())),
+            Ok(None) => Err(call.refuse(
+                not_found().saying(&format!("no relationship with trust domain \"{domain}\"")),
+            )),
+            Err(error) => Err(call.refuse(Refusal::from(error))),
+        }
     }
 }
 
