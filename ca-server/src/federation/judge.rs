@@ -72,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn fed_6_fe_06_07_the_sequence_number_decides_what_is_newer() {
+    fn fed_6_fe_06_fe_07_the_sequence_number_decides_what_is_newer() {
         let (one, other) = (Made::root("other.test"), Made::root("other.test"));
         let have = StoredBundle::from(&bundle(&one, 7));
         let verdict = |made: &Made, sequence| judge(Some(&have), &bundle(made, sequence));

@@ -110,7 +110,7 @@ fn document(made: &Made, domain: &str, sequence: u64) -> Option<Vec<u8>> {
 }
 
 #[tokio::test]
-async fn g_17_fe_06_07_an_answer_that_goes_back_or_contradicts_is_refused_and_on_record() {
+async fn g_17_fe_06_fe_07_an_answer_that_goes_back_or_contradicts_is_refused_and_on_record() {
     let setting = setting();
     let domain = setting.relate("other.test").await;
     let (one, other) = (Made::root("other.test"), Made::root("other.test"));
