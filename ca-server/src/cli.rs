@@ -3,6 +3,7 @@
 
 mod agent;
 mod args;
+mod audit;
 mod backup;
 mod entry;
 mod error;
@@ -70,6 +71,11 @@ enum Verb {
     Agent {
         #[command(subcommand)]
         verb: agent::AgentVerb,
+    },
+    /// The audit log
+    Audit {
+        #[command(subcommand)]
+        verb: audit::AuditVerb,
     },
     /// Backups of what the server remembers
     Backup {
@@ -143,6 +149,7 @@ pub fn main(cli: Cli) -> Exit {
         Verb::Validate(args) => cli::validate::<CaServerConfig>(&args, &common),
         Verb::Config { verb } => cli::config::<CaServerConfig>(&verb, &common),
         Verb::Run(args) => run(&args, &common),
+        Verb::Audit { verb } => audit::run(verb, &common),
         Verb::Backup { verb } => backup::run(verb, &common),
         verb => match on_one_thread(ask(verb, &common)) {
             Ok(exit) => exit,
@@ -178,9 +185,11 @@ fn on_one_thread<T>(
 async fn ask(verb: Verb, common: &CommonArgs) -> Result<Exit, CommandError> {
     let output = common.output;
     match verb {
-        Verb::Run(_) | Verb::Validate(_) | Verb::Config { .. } | Verb::Backup { .. } => {
-            Ok(Exit::Usage)
-        }
+        Verb::Run(_)
+        | Verb::Validate(_)
+        | Verb::Config { .. }
+        | Verb::Audit { .. }
+        | Verb::Backup { .. } => Ok(Exit::Usage),
         Verb::Entry { verb } => entry::run(verb, output).await,
         Verb::Agent { verb } => agent::run(verb, output).await,
         Verb::Healthcheck { socket, .. } => {

@@ -5,6 +5,7 @@
     reason = "clippy takes the helpers of an integration test for product code"
 )]
 
+mod audit;
 mod backup;
 mod entry;
 mod server;
