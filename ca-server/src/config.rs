@@ -114,6 +114,52 @@ pub struct AttestationConfig {
 pub struct FederationConfig {
     /// A PEM file with the roots that bundle endpoints of the profile `https_web` are verified with. Absent: those of this machine.
     pub web_roots: Option<PathBuf>,
+    /// Where others fetch our bundle. Absent: nowhere.
+    pub bundle_endpoint: Option<BundleEndpointConfig>,
+}
+
+/// The `federation.bundleEndpoint` section.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct BundleEndpointConfig {
+    /// HTTPS for anybody; port 0 chooses one.
+    pub address: SocketAddr,
+    /// By what the endpoint is known.
+    pub profile: BundleEndpointProfile,
+}
+
+/// By what our bundle endpoint is known.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum BundleEndpointProfile {
+    /// By this server's own SPIFFE ID.
+    HttpsSpiffe(HttpsSpiffeConfig),
+    /// By a certificate of the Web PKI.
+    HttpsWeb(HttpsWebConfig),
+}
+
+/// The `httpsSpiffe` profile.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct HttpsSpiffeConfig {}
+
+/// The `httpsWeb` profile.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct HttpsWebConfig {
+    /// The certificate chain, PEM, leaf first.
+    pub certificate: PathBuf,
+    /// The key of the leaf, PEM.
+    pub key: PathBuf,
+}
+
+impl Default for BundleEndpointConfig {
+    fn default() -> Self {
+        Self {
+            address: ([0, 0, 0, 0], 8443).into(),
+            profile: BundleEndpointProfile::HttpsSpiffe(HttpsSpiffeConfig {}),
+        }
+    }
 }
 
 /// One way in which a node may prove itself.

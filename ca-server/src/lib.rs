@@ -15,6 +15,7 @@ pub mod registry;
 // handing out
 pub mod api;
 pub mod feed;
+pub mod public;
 
 // surroundings
 pub mod store;

@@ -44,10 +44,12 @@ mod bundles;
 mod entries;
 mod federation;
 mod operators;
+mod public;
 mod svids;
 
 struct Server {
     address: String,
+    bundle_endpoint: Option<String>,
     admin: AdminClient,
     audit: Memory,
     clock: Clock,
@@ -103,7 +105,8 @@ impl Server {
             clock: clock.clone(),
         };
         let app = app::build(&config, given).await.unwrap();
-        let address = app.addresses().get("grpc").unwrap().to_owned();
+        let addresses = app.addresses();
+        let address = addresses.get("grpc").unwrap().to_owned();
         let tasks = Tasks::new("test");
         let handle = tasks.clone();
         tokio::spawn(async move { app.run(handle).await });
@@ -112,6 +115,7 @@ impl Server {
             .unwrap();
         Self {
             address,
+            bundle_endpoint: addresses.get("bundleEndpoint").map(str::to_owned),
             admin,
             audit,
             clock,

@@ -1,6 +1,7 @@
 //! The three doors: mutual TLS for agents, the Unix socket for local administrators, the admin port for operators.
 //! All are bound before anything is served; each has limits of its own.
 
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,14 +13,15 @@ use mesh_runtime::addresses::Addresses;
 use mesh_runtime::admin::{Admin, BoundAdmin};
 use mesh_runtime::readiness::{Liveness, Part, Readiness};
 use mesh_runtime::tasks::Tasks;
-use mesh_tls::{Authorizer, ClientPolicy, IdentityCell, ServerConfig};
+use mesh_tls::{Authorizer, ClientPolicy, IdentityCell, ServerConfig, Shown, WebIdentity};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tonic::transport::Server;
 
 use super::SocketFile;
 use crate::api::door::Io;
 use crate::api::{GuardLayer, Parts, routes};
-use crate::config::CaServerConfig;
+use crate::config::{BundleEndpointConfig, BundleEndpointProfile, CaServerConfig};
+use crate::public::BundleEndpoint;
 
 /// A connection is asked to end by then, so that agents spread over several servers again. Streams on it may finish.
 const OLDEST_CONNECTION: Duration = Duration::from_secs(30 * 60);
@@ -39,6 +41,7 @@ pub(super) struct Doors {
     unix: UnixListener,
     socket: SocketFile,
     admin: BoundAdmin,
+    public: Option<BundleEndpoint>,
     addresses: Addresses,
     tls: Arc<ServerConfig>,
     parts: Parts,
@@ -70,6 +73,14 @@ impl Doors {
         addresses.add("grpc", tcp.local_addr()?);
         addresses.add("adminSocket", config.listen.admin_socket.display());
         addresses.add("metrics", admin.address());
+        let public = match &config.federation.bundle_endpoint {
+            None => None,
+            Some(endpoint) => {
+                let (public, address) = bind_public(endpoint, &parts, identity).await?;
+                addresses.add("bundleEndpoint", address);
+                Some(public)
+            }
+        };
         let tls = mesh_tls::server_config(
             identity,
             // Who may call what is decided for each call; a certificate that is shown must be valid.
@@ -82,6 +93,7 @@ impl Doors {
             unix,
             socket,
             admin,
+            public,
             addresses,
             tls,
             parts,
@@ -138,6 +150,10 @@ impl Doors {
                 }
             });
         }
+        if let Some(public) = self.public {
+            let drain = drain.clone();
+            tasks.spawn("bundle-endpoint", move |stop| public.serve(drain, stop));
+        }
         let admin = self.admin;
         tasks.spawn("admin-port", move |stop| admin.serve(stop));
         let socket = self.socket;
@@ -158,6 +174,36 @@ fn server(streams: u32) -> Server {
         .http2_max_pending_accept_reset_streams(Some(32))
         .max_concurrent_streams(Some(streams.max(1)))
         .max_connection_age(OLDEST_CONNECTION)
+}
+
+/// The bundle endpoint, and what was bound.
+async fn bind_public(
+    config: &BundleEndpointConfig,
+    parts: &Parts,
+    identity: &IdentityCell,
+) -> anyhow::Result<(BundleEndpoint, SocketAddr)> {
+    let shown = match &config.profile {
+        BundleEndpointProfile::HttpsSpiffe(_) => Shown::Svid(identity.clone()),
+        BundleEndpointProfile::HttpsWeb(web) => {
+            let read = |path: &Path| {
+                std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+            };
+            let identity = WebIdentity::from_pem(&read(&web.certificate)?, &read(&web.key)?);
+            Shown::Web(identity.with_context(|| {
+                format!(
+                    "cannot show {} at the bundle endpoint",
+                    web.certificate.display()
+                )
+            })?)
+        }
+    };
+    let listener = TcpListener::bind(config.address)
+        .await
+        .with_context(|| format!("cannot listen on {}", config.address))?;
+    let address = listener.local_addr()?;
+    let tls = mesh_tls::public_server_config(shown, &[b"http/1.1"], parts.clock.as_fn());
+    let bundle = parts.authority.bundle();
+    Ok((BundleEndpoint::new(listener, tls, bundle), address))
 }
 
 /// Binds the socket, over one that a killed predecessor left; never over one that somebody listens on.
