@@ -134,6 +134,13 @@ impl Server {
     }
 
     async fn channel(&self, tls: Arc<ClientConfig>) -> Channel {
+        self.try_channel(tls).await.unwrap()
+    }
+
+    async fn try_channel(
+        &self,
+        tls: Arc<ClientConfig>,
+    ) -> Result<Channel, tonic::transport::Error> {
         let address = self.address.clone();
         let connector = tower::service_fn(move |_| {
             let (address, tls) = (address.clone(), tls.clone());
@@ -148,7 +155,6 @@ impl Server {
         Endpoint::from_static("http://ca-server")
             .connect_with_connector(connector)
             .await
-            .unwrap()
     }
 
     fn server_id(&self) -> Authorizer {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
+use mesh_identity::verify::verify_x509_svid;
 use mesh_identity::{SpiffeId, TrustDomain};
 use mesh_runtime::clock::Clock;
 use mesh_runtime::errors::ErrorChain;
@@ -38,7 +39,7 @@ async fn make(issuer: &Issuer, id: &SpiffeId, clock: &Clock) -> anyhow::Result<T
     Ok(TlsIdentity::new(svid, key, issuer.bundles()?, clock.now())?)
 }
 
-/// Renews at half life, and takes over each new state of the bundle at once.
+/// Renews at half life, and at once when its authority is tainted or gone; takes over each new state of the bundle at once.
 pub(super) async fn keep(
     cell: IdentityCell,
     issuer: Arc<Issuer>,
@@ -74,7 +75,14 @@ pub(super) async fn keep(
                     return Ok(());
                 }
                 bundle.mark_unchanged();
-                cell.replace_bundles(issuer.bundles()?);
+                let bundles = issuer.bundles()?;
+                let now = clock.now();
+                let proven = verify_x509_svid(cell.current().svid().chain(), &bundles, now);
+                cell.replace_bundles(bundles);
+                // Agents that have heard of it refuse us from then on.
+                if proven.map_or(true, |proven| proven.authority_tainted) {
+                    due = now;
+                }
             }
         }
     }

@@ -33,7 +33,9 @@ pub(super) fn tokens(svids: &[workload::Jwtsvid], output: Output) -> String {
         Output::Table => svids
             .iter()
             .map(|svid| {
-                let (id, token) = (untrusted(&svid.spiffe_id), untrusted(&svid.svid));
+                let id = untrusted(&svid.spiffe_id);
+                // Whole, unlike other texts: a token that is cut is none.
+                let token: String = svid.svid.chars().filter(char::is_ascii_graphic).collect();
                 match svid.hint.as_str() {
                     "" => format!("{id}\n  {token}\n"),
                     hint => format!("{id}  hint {}\n  {token}\n", untrusted(hint)),

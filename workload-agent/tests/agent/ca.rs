@@ -6,7 +6,7 @@ use std::{
     io,
     net::SocketAddr,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard, atomic::Ordering},
     task::{Context, Poll},
     time::{Duration, SystemTime},
 };
@@ -164,6 +164,8 @@ pub(crate) struct Seen {
 }
 
 struct State {
+    /// The roots but the first are tainted.
+    tainted: std::sync::atomic::AtomicBool,
     roots: Mutex<Vec<Arc<Root>>>,
     jwt: JwtSigner,
     tokens: Mutex<BTreeSet<String>>,
@@ -206,6 +208,7 @@ impl Ca {
             no_feed: false,
         };
         let state = Arc::new(State {
+            tainted: false.into(),
             roots: Mutex::new(vec![root]),
             jwt: JwtSigner::new("test-key"),
             tokens: Mutex::default(),
@@ -297,7 +300,13 @@ impl Ca {
 
     pub(crate) fn bundle(&self) -> Bundle {
         let roots = self.state.roots.lock().unwrap().clone();
-        bundle_of(&roots)
+        let tainted = self.state.tainted.load(Ordering::Relaxed);
+        let marked = bundle_of(&roots).x509_authorities().to_vec().into_iter();
+        let marked = marked
+            .enumerate()
+            .map(|(n, root)| root.with_tainted(tainted && n > 0));
+        Bundle::new(DOMAIN.parse().unwrap(), marked)
+            .unwrap()
             .with_jwt_authorities([self.state.jwt.authority()])
             .unwrap()
             .with_sequence(self.state.content.lock().unwrap().bundle_sequence)
@@ -324,6 +333,12 @@ impl Ca {
         roots.insert(0, fresh);
         self.cell.publish(server_identity(&roots));
         drop(roots);
+        self.change(|content| content.bundle_sequence += 1);
+    }
+
+    /// Marks every root but the one that signs.
+    pub(crate) fn taint_old_roots(&self) {
+        self.state.tainted.store(true, Ordering::Relaxed);
         self.change(|content| content.bundle_sequence += 1);
     }
 

@@ -83,6 +83,45 @@ async fn fetch_writes_files_that_openssl_and_others_can_read() {
 }
 
 #[tokio::test]
+async fn a_token_is_fetched_and_checked_and_a_wrong_one_is_exit_code_three() {
+    let ca = Ca::start().await;
+    ca.entry("pay", "/pay", &[&my_uid()]);
+    let agent = Agent::start(&ca).await;
+    let socket = agent.socket().to_str().unwrap().to_owned();
+    let fetch = async |more: &[&str]| {
+        run(&[&["api", "fetch", "jwt", "--socket", &socket], more].concat()).await
+    };
+    let json = fetch(&["--audience", "bank,shop", "-o", "json"]).await;
+    assert!(json.status.success(), "{json:?}");
+    let value: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!(value["svids"][0]["spiffeId"], "spiffe://dev.test/pay");
+    let token = value["svids"][0]["svid"].as_str().unwrap().to_owned();
+    let table = fetch(&["--audience", "bank", "--audience", "shop"]).await;
+    assert!(out(&table).contains(&token), "the same one: {table:?}");
+    let other = fetch(&["--audience", "bank", "--spiffe-id", "spiffe://dev.test/x"]).await;
+    assert_eq!(other.status.code(), Some(3), "{other:?}");
+    assert_eq!(fetch(&[]).await.status.code(), Some(2), "no audience");
+
+    let check = async |audience: &str, token: &str, output: &str| {
+        let jwt = ["api", "validate", "jwt", "--socket", &socket];
+        let rest = ["--audience", audience, "--svid", token, "-o", output];
+        run(&[&jwt[..], &rest].concat()).await
+    };
+    let proven = check("shop", &token, "json").await;
+    assert!(proven.status.success(), "{proven:?}");
+    let value: serde_json::Value = serde_json::from_slice(&proven.stdout).unwrap();
+    assert_eq!(value["spiffeId"], "spiffe://dev.test/pay");
+    assert_eq!(value["claims"]["aud"], serde_json::json!(["bank", "shop"]));
+    assert!(value["claims"]["exp"].is_i64(), "{value}");
+    assert!(out(&check("bank", &token, "table").await).starts_with("the token is valid"));
+    for (audience, token) in [("other", token.as_str()), ("bank", "x.y.z")] {
+        let refused = check(audience, token, "table").await;
+        assert_eq!(refused.status.code(), Some(3), "{refused:?}");
+        assert!(out(&refused).is_empty() && err(&refused).contains("refused"));
+    }
+}
+
+#[tokio::test]
 async fn a_process_without_identity_is_told_the_code_and_where_to_ask() {
     let ca = Ca::start().await;
     ca.entry("other", "/other", &["unix:uid:4242"]);
@@ -109,6 +148,17 @@ async fn an_agent_that_is_not_there_is_exit_code_four() {
         &["api", "fetch", "x509", "--socket"][..],
         &["healthcheck", "--socket"],
         &["api", "watch", "--socket"],
+        &["api", "fetch", "jwt", "--audience", "a", "--socket"],
+        &[
+            "api",
+            "validate",
+            "jwt",
+            "--audience",
+            "a",
+            "--svid",
+            "x",
+            "--socket",
+        ],
     ] {
         let done = run(&[verb, &["/nowhere/api.sock"]].concat()).await;
         assert_eq!(done.status.code(), Some(4), "{done:?}");

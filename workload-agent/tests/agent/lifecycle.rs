@@ -346,6 +346,34 @@ async fn a_new_root_reaches_workloads_and_their_svids_follow_it() {
 }
 
 #[tokio::test]
+async fn ca_52_svids_of_a_tainted_root_are_replaced_at_once_and_served_until_then_also_the_agents_own()
+ {
+    let ca = Ca::start().await;
+    ca.entry("pay", "/pay", &[&my_uid()]);
+    let agent = Agent::start(&ca).await;
+    let mut stream = agent.svids().await.unwrap();
+    let first = next(&mut stream).await.unwrap();
+    ca.rotate_root(true);
+    next(&mut stream).await.unwrap();
+    let renewed = ca.seen().renewed;
+    ca.knobs().delay = Duration::from_millis(300);
+    ca.taint_old_roots();
+    let serial = first.identities()[0].svid.serial();
+    eventually("a new SVID", async || {
+        let now = agent
+            .fetch()
+            .await
+            .expect("served until its successor is there");
+        now.identities()[0].svid.serial() != serial
+    })
+    .await;
+    eventually("the agent's own is new too", async || {
+        ca.seen().renewed > renewed
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn svids_of_a_removed_root_are_replaced_at_once_also_the_agents_own() {
     let ca = Ca::start().await;
     ca.entry("pay", "/pay", &[&my_uid()]);

@@ -165,6 +165,24 @@ async fn ca_52_ca_53_an_x509_authority_is_replaced_tainted_and_revoked() {
         x509_state(&mut client).await.active.unwrap().authority_id,
         two
     );
+    // Who trusts the new one alone still reaches this server: its own SVID was replaced when the old one was tainted.
+    let reachable = async || {
+        let bundles = server.bundles().await;
+        let tls = mesh_tls::bootstrap_client_config(
+            bundles,
+            server.server_id(),
+            &[b"h2"],
+            server.clock.as_fn(),
+        );
+        server.try_channel(tls).await.is_ok()
+    };
+    for _ in 0..100 {
+        if reachable().await {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("the server shows an SVID that nobody trusts");
 }
 
 #[tokio::test]
