@@ -8,3 +8,4 @@ mod kubernetes;
 mod rotation;
 mod rules;
 mod security_rows;
+mod spire;

@@ -7,5 +7,6 @@ pub mod env;
 pub mod eventually;
 pub mod kube;
 pub mod programs;
+pub mod spire;
 pub mod traffic;
 pub mod world;
