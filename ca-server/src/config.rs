@@ -156,7 +156,8 @@ pub struct HttpsWebConfig {
 impl Default for BundleEndpointConfig {
     fn default() -> Self {
         Self {
-            address: ([0, 0, 0, 0], 8443).into(),
+            // Beside the door of the agents, which has 8443.
+            address: ([0, 0, 0, 0], 8444).into(),
             profile: BundleEndpointProfile::HttpsSpiffe(HttpsSpiffeConfig {}),
         }
     }
