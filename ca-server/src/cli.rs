@@ -5,14 +5,16 @@ mod agent;
 mod args;
 mod audit;
 mod backup;
+mod bundle;
 mod entry;
 mod error;
+mod federation;
 mod show;
 mod spire;
 
 use std::io::Write;
 
-use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use mesh_identity::SpiffeId;
 use mesh_runtime::cli::{self, CommonArgs, ConfigArgs, ConfigCommand, Exit, Output, RunArgs};
 use mesh_runtime::telemetry;
@@ -62,10 +64,15 @@ enum Verb {
         #[command(subcommand)]
         verb: entry::EntryVerb,
     },
-    /// The trust bundle
+    /// The bundles of this and of other trust domains
     Bundle {
         #[command(subcommand)]
-        verb: BundleVerb,
+        verb: bundle::BundleVerb,
+    },
+    /// Relationships with other trust domains
+    Federation {
+        #[command(subcommand)]
+        verb: federation::FederationVerb,
     },
     /// Agents
     Agent {
@@ -97,27 +104,6 @@ enum TokenVerb {
         #[arg(long, value_name = "SECONDS", default_value_t = 600)]
         ttl: i32,
     },
-}
-
-#[derive(Debug, Subcommand)]
-enum BundleVerb {
-    /// Show the bundle of this trust domain
-    Show {
-        #[command(flatten)]
-        socket: Socket,
-        /// In which form
-        #[arg(long, value_enum, default_value_t)]
-        format: BundleFormat,
-    },
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-enum BundleFormat {
-    /// PEM certificates
-    #[default]
-    Pem,
-    /// The JSON of the SPIFFE standard
-    Spiffe,
 }
 
 impl Cli {
@@ -215,18 +201,8 @@ async fn ask(verb: Verb, common: &CommonArgs) -> Result<Exit, CommandError> {
             let (token, expires_at) = client.create_token(spiffe_id.as_ref(), ttl).await?;
             Ok(cli::print(&show::token(&token, expires_at, output)))
         }
-        Verb::Bundle {
-            verb: BundleVerb::Show { socket, format },
-        } => {
-            let bundle = socket.connect().await?.bundle().await?;
-            let text = match format {
-                BundleFormat::Pem => bundle.to_pem(),
-                BundleFormat::Spiffe => {
-                    String::from_utf8_lossy(&bundle.to_spiffe_json()).into_owned() + "\n"
-                }
-            };
-            Ok(cli::print(&text))
-        }
+        Verb::Bundle { verb } => bundle::run(verb, output).await,
+        Verb::Federation { verb } => federation::run(verb, output).await,
     }
 }
 

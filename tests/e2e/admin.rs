@@ -50,7 +50,7 @@ async fn an_administrator_finds_counts_bans_and_evicts_an_agent() {
         json!({ "purged": [] })
     );
     let dry = ["agent", "purge", "-expiredFor", "1h", "-dryRun"];
-    assert_eq!(text(&world, &dry), "No agents purgeable\n");
+    assert_eq!(text(&world, &dry), "no agent purgeable\n");
     assert_eq!(
         world.ca_json(&["agent", "purge", "--dry-run"]),
         json!({ "purgeable": [] })
@@ -62,7 +62,7 @@ async fn an_administrator_finds_counts_bans_and_evicts_an_agent() {
     );
     finds(&["--banned", "true"], 1);
     let evicted = text(&world, &["agent", "evict", "--spiffe-id", id]);
-    assert_eq!(evicted, format!("Agent evicted: {id}\n"));
+    assert_eq!(evicted, format!("agent evicted: {id}\n"));
     finds(&[], 0);
     let (code, error) = run(&world, &["agent", "evict", "--spiffe-id", id]);
     assert!(code == 1 && error.contains("agent not found"), "{error}");

@@ -3,19 +3,19 @@
 
 mod agent;
 mod backup;
+mod bundle;
 mod entry;
+mod federation;
 
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hyper_util::rt::TokioIo;
-use mesh_identity::{Bundle, Selector, SpiffeId};
+use mesh_identity::{Selector, SpiffeId};
 use mesh_runtime::errors::{Coded, untrusted};
-use proto::convert::{CarriedBundle, selectors_to_wire};
+use proto::convert::selectors_to_wire;
 use proto::spire::api::server::agent::v1::CreateJoinTokenRequest;
 use proto::spire::api::server::agent::v1::agent_client::AgentClient;
-use proto::spire::api::server::bundle::v1::GetBundleRequest;
-use proto::spire::api::server::bundle::v1::bundle_client::BundleClient;
 use proto::spire::api::types;
 use proto::spire::api::types::selector_match::MatchBehavior;
 use tokio::net::UnixStream;
@@ -29,6 +29,7 @@ use tower::service_fn;
 pub use self::agent::ListedAgent;
 pub use self::backup::FetchError;
 pub use self::entry::NewEntry;
+pub use self::federation::{ListedRelationship, NewRelationship};
 use crate::registry::Match;
 
 /// The longest wait for one answer.
@@ -144,17 +145,6 @@ impl AdminClient {
         Ok((token.value, moment(token.expires_at)))
     }
 
-    /// Our own bundle.
-    pub async fn bundle(&self) -> Result<Bundle, ClientError> {
-        let wire = BundleClient::new(self.channel.clone())
-            .get_bundle(GetBundleRequest { output_mask: None })
-            .await?
-            .into_inner();
-        CarriedBundle::try_from(wire)
-            .map(|carried| carried.bundle)
-            .map_err(|error| ClientError::Unreadable(error.to_string()))
-    }
-
     /// Whether the server is ready.
     pub async fn is_ready(&self) -> Result<bool, ClientError> {
         let answer = HealthClient::new(self.channel.clone())
@@ -169,6 +159,19 @@ impl AdminClient {
 
 fn moment(seconds: i64) -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
+}
+
+/// One fate for each item, or the answer is no answer.
+fn all<T>(
+    fates: Vec<Result<T, ClientError>>,
+    asked: usize,
+) -> Result<Vec<Result<T, ClientError>>, ClientError> {
+    match fates.len() == asked {
+        true => Ok(fates),
+        false => Err(ClientError::Unreadable(
+            "not one result for each item".into(),
+        )),
+    }
 }
 
 /// A set of selectors in a filter.

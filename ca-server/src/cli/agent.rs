@@ -130,11 +130,11 @@ pub(super) async fn run(verb: AgentVerb, output: Output) -> Result<Exit, Command
         }
         AgentVerb::Ban(Which { socket, spiffe_id }) => {
             socket.connect().await?.ban_agent(&spiffe_id).await?;
-            show::done("banned", &[spiffe_id.as_str()], output)
+            show::done("agent", "banned", &[spiffe_id.as_str()], output)
         }
         AgentVerb::Evict(Which { socket, spiffe_id }) => {
             socket.connect().await?.evict_agent(&spiffe_id).await?;
-            show::done("evicted", &[spiffe_id.as_str()], output)
+            show::done("agent", "evicted", &[spiffe_id.as_str()], output)
         }
         AgentVerb::Purge {
             socket,
@@ -177,6 +177,6 @@ async fn purge(
         }
     }
     let word = if dry_run { "purgeable" } else { "purged" };
-    let printed = cli::print(&show::done(word, &gone, output));
+    let printed = cli::print(&show::done("agent", word, &gone, output));
     CommandError::of_items(refused).map_or(Ok(printed), Err)
 }

@@ -2,13 +2,13 @@
 
 use std::time::{Duration, SystemTime};
 
-use mesh_identity::Entry;
+use mesh_identity::{Bundle, Entry};
 use mesh_runtime::cli::Output;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use crate::api::client::ListedAgent;
+use crate::api::client::{ListedAgent, ListedRelationship};
 
 pub(super) fn token(token: &str, expires_at: SystemTime, output: Output) -> String {
     match output {
@@ -68,15 +68,67 @@ pub(super) fn count(count: i32, one: &str, many: &str, output: Output) -> String
     }
 }
 
-/// What happened to which agents.
-pub(super) fn done(word: &str, ids: &[&str], output: Output) -> String {
+/// What happened to which things of one kind.
+pub(super) fn done(kind: &str, word: &str, names: &[&str], output: Output) -> String {
     match output {
-        Output::Json => line(&json!({ word: ids })),
-        Output::Table if ids.is_empty() => format!("No agents {word}\n"),
-        Output::Table => ids
+        Output::Json => line(&json!({ word: names })),
+        Output::Table if names.is_empty() => format!("no {kind} {word}\n"),
+        Output::Table => names
             .iter()
-            .map(|id| format!("Agent {word}: {id}\n"))
+            .map(|name| format!("{kind} {word}: {name}\n"))
             .collect(),
+    }
+}
+
+/// The documents of the SPIFFE standard, by trust domain.
+pub(super) fn bundles(bundles: &[Bundle]) -> String {
+    let document = |bundle: &Bundle| {
+        serde_json::from_slice::<Value>(&bundle.to_spiffe_json())
+            .expect("a bundle is written as JSON")
+    };
+    let bundles: serde_json::Map<_, _> = bundles
+        .iter()
+        .map(|bundle| (bundle.trust_domain().to_string(), document(bundle)))
+        .collect();
+    line(&json!({ "bundles": bundles }))
+}
+
+pub(super) fn relationships(relationships: &[ListedRelationship], output: Output) -> String {
+    let profile = |relationship: &ListedRelationship| match relationship.endpoint_id {
+        Some(_) => "https_spiffe",
+        None => "https_web",
+    };
+    match output {
+        Output::Json => line(&json!({
+            "relationships": relationships
+                .iter()
+                .map(|relationship| json!({
+                    "trustDomain": relationship.trust_domain,
+                    "bundleEndpointUrl": relationship.url,
+                    "bundleEndpointProfile": profile(relationship),
+                    "endpointSpiffeId": relationship.endpoint_id,
+                }))
+                .collect::<Vec<_>>()
+        })),
+        Output::Table => {
+            let one = "federation relationship";
+            let found = counted(relationships.len(), one, "federation relationships");
+            let all: Vec<_> = relationships
+                .iter()
+                .map(|relationship| {
+                    let mut text = rows(&[
+                        ("Trust domain", relationship.trust_domain.clone()),
+                        ("Bundle endpoint", relationship.url.clone()),
+                        ("Profile", profile(relationship).to_owned()),
+                    ]);
+                    if let Some(id) = &relationship.endpoint_id {
+                        text += &rows(&[("Endpoint ID", id.clone())]);
+                    }
+                    text
+                })
+                .collect();
+            format!("Found {found}\n{}", all.join("\n"))
+        }
     }
 }
 

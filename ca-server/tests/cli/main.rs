@@ -8,6 +8,7 @@
 mod audit;
 mod backup;
 mod entry;
+mod federation;
 mod server;
 mod small;
 

@@ -9,7 +9,7 @@ use proto::spire::api::types::entry::AdditionalAttributes;
 use proto::spire::api::types::federates_with_match::MatchBehavior;
 use tonic::transport::Channel;
 
-use super::{AdminClient, ClientError, PAGE, item, selector_match};
+use super::{AdminClient, ClientError, PAGE, all, item, selector_match};
 use crate::registry::{EntryFilter, Match};
 
 /// An entry as an administrator writes it.
@@ -239,15 +239,6 @@ fn federates_with(filter: &EntryFilter) -> Option<types::FederatesWithMatch> {
 fn read(wire: Option<types::Entry>) -> Result<Entry, ClientError> {
     let wire = wire.ok_or_else(|| ClientError::Unreadable("no entry".into()))?;
     Entry::try_from(&wire).map_err(|error| ClientError::Unreadable(error.to_string()))
-}
-
-fn all<T>(fates: Fates<T>, asked: usize) -> Result<Fates<T>, ClientError> {
-    match fates.len() == asked {
-        true => Ok(fates),
-        false => Err(ClientError::Unreadable(
-            "not one result for each item".into(),
-        )),
-    }
 }
 
 fn one<T>(mut fates: Fates<T>) -> Result<T, ClientError> {
