@@ -1,9 +1,8 @@
 //! `ca-server backup`: a file of a running server, its proof, and a store made of it.
 //! Trusts the configuration for where the store lies. A file gets its name when it was read back whole.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
@@ -80,59 +79,46 @@ fn create(socket: &Socket, to: &Path, common: &CommonArgs) -> Exit {
     if to.symlink_metadata().is_ok() {
         return failed(&io(io::ErrorKind::AlreadyExists.into()), common);
     }
-    let mut partial = to.as_os_str().to_owned();
-    partial.push(".partial");
-    let partial = PathBuf::from(partial);
-    let fetched = on_one_thread(async {
-        let client = socket.connect().await?;
-        Ok(fetch(&client, &partial).await)
-    });
-    let outcome = match fetched {
-        Err(error) => return refused(&error, common),
-        Ok(Err(FetchError::Server(error))) => {
-            fs::remove_file(&partial).ok();
-            return refused(&CommandError::Client(error), common);
-        }
-        Ok(Err(FetchError::Write(cause))) => Err(io(cause)),
-        Ok(Ok(())) => named(&partial, to),
-    };
-    match outcome {
-        Ok(facts) => cli::print(&shown(&facts, common.output)),
-        Err(error) => {
-            fs::remove_file(&partial).ok();
-            failed(&error, common)
-        }
-    }
-}
-
-async fn fetch(client: &AdminClient, partial: &Path) -> Result<(), FetchError> {
-    let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(true).mode(0o600);
-    let file = options.open(partial)?;
-    let mut out = io::BufWriter::new(&file);
-    client.backup(&mut out).await?;
-    drop(out);
-    file.sync_all()?;
-    Ok(())
-}
-
-/// Reads the file back and gives it its name, which nothing else has taken meanwhile.
-fn named(partial: &Path, to: &Path) -> Result<BackupFacts, BackupError> {
-    let facts = Backup::open(partial)?.facts().clone();
     let folder = match to.parent() {
         Some(folder) if folder != Path::new("") => folder,
         _ => Path::new("."),
     };
-    let link = || {
-        fs::hard_link(partial, to)?;
-        fs::remove_file(partial)?;
-        File::open(folder)?.sync_all()
+    // Its name is nobody's to guess, only its owner may read it, and it goes away with this call unless it gets its own name.
+    let mut partial = match tempfile::NamedTempFile::new_in(folder) {
+        Ok(partial) => partial,
+        Err(cause) => return failed(&io(cause), common),
     };
-    link().map_err(|cause| BackupError::Io {
-        path: to.to_owned(),
-        cause,
-    })?;
-    Ok(facts)
+    let fetched = on_one_thread(async {
+        let client = socket.connect().await?;
+        Ok(fetch(&client, partial.as_file_mut()).await)
+    });
+    let facts = match fetched {
+        Err(error) => return refused(&error, common),
+        Ok(Err(FetchError::Server(error))) => {
+            return refused(&CommandError::Client(error), common);
+        }
+        Ok(Err(FetchError::Write(cause))) => Err(io(cause)),
+        Ok(Ok(())) => Backup::open(partial.path()).map(|backup| backup.facts().clone()),
+    };
+    let named = facts.and_then(|facts| {
+        partial
+            .persist_noclobber(to)
+            .map_err(|error| error.error)
+            .and_then(|_| File::open(folder)?.sync_all())
+            .map_err(io)?;
+        Ok(facts)
+    });
+    match named {
+        Ok(facts) => cli::print(&shown(&facts, common.output)),
+        Err(error) => failed(&error, common),
+    }
+}
+
+async fn fetch(client: &AdminClient, file: &mut File) -> Result<(), FetchError> {
+    let mut out = io::BufWriter::new(&mut *file);
+    client.backup(&mut out).await?;
+    drop(out);
+    Ok(file.sync_all()?)
 }
 
 fn failed(error: &BackupError, common: &CommonArgs) -> Exit {
