@@ -165,12 +165,13 @@ async fn a_withdrawn_root_is_no_longer_trusted_though_the_frame_that_withdrew_it
     let mut answer = String::new();
     for _ in 0..100 {
         answer = pair.get("/a").await;
-        if answer.starts_with("HTTP/1.1 502") {
+        // A request that ran when the connection was cut is 502; from then on there is no connection to be had.
+        if answer.contains("FNL3020") {
             break;
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    assert!(answer.starts_with("HTTP/1.1 502"), "{answer}");
+    assert!(answer.contains("FNL3020"), "{answer}");
     // What was withdrawn bites first; the frame is counted as refused after that.
     let mut page = String::new();
     for _ in 0..100 {
