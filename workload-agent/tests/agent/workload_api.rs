@@ -2,9 +2,12 @@
 
 use std::time::Duration;
 
+use http_body_util::BodyExt;
 use mesh_identity::{X509Svid, verify::verify_x509_svid};
-use proto::spiffe::workload as wire;
+use prost::Message;
+use proto::spiffe::workload::{self as wire, spiffe_workload_api_client::SpiffeWorkloadApiClient};
 use tonic::{Code, Request, Status};
+use tower::{Service, ServiceExt};
 
 use crate::{
     ca::{self, Ca},
@@ -124,10 +127,61 @@ async fn wep_08_the_header_is_judged_before_the_caller() {
     }
 }
 
+/// What a client built before this agent existed sends: HTTP/2 in the clear, five header fields, an empty message.
+fn as_any_client_sends_it(path: &str) -> http::Request<tonic::body::Body> {
+    let empty = bytes::Bytes::from_static(&[0, 0, 0, 0, 0]);
+    http::Request::post(format!("http://localhost{path}"))
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .header("workload.spiffe.io", "true")
+        .body(tonic::body::Body::new(http_body_util::Full::new(empty)))
+        .unwrap()
+}
+
 #[tokio::test]
-async fn wep_10_wep_15_plain_http2_without_credentials_is_served() {
+async fn wep_03_wep_10_wep_15_wep_17_plain_grpc_is_served_and_the_caller_has_no_part_in_its_attestation()
+ {
+    let (_ca, agent) = with_one_entry().await;
+    let mut channel = crate::rig::channel(&agent.socket()).await;
+    let request = as_any_client_sends_it("/SpiffeWorkloadAPI/FetchX509SVID");
+    let answer = channel.ready().await.unwrap().call(request).await.unwrap();
+    assert_eq!(answer.status(), 200);
+    assert_eq!(answer.headers()["content-type"], "application/grpc");
+    let frame = answer.into_body().frame().await.unwrap().unwrap();
+    let data = frame.into_data().expect("a message before the trailers");
+    let message = wire::X509svidResponse::decode(&data[5..]).unwrap();
+    assert_eq!(message.svids[0].spiffe_id, "spiffe://dev.test/pay");
+
+    let request = as_any_client_sends_it("/SpiffeWorkloadAPI/FetchMore");
+    let answer = channel.ready().await.unwrap().call(request).await.unwrap();
+    assert_eq!(
+        answer.headers()["grpc-status"],
+        (Code::Unimplemented as i32).to_string().as_str()
+    );
+}
+
+#[tokio::test]
+async fn wep_05_no_door_on_the_network_gives_out_identities() {
     let (_ca, agent) = with_one_entry().await;
     agent.fetch().await.unwrap();
+    let on_the_network: Vec<_> = agent
+        .app
+        .addresses()
+        .iter()
+        .filter(|(_, address)| address.parse::<std::net::SocketAddr>().is_ok())
+        .map(|(name, address)| (name.to_owned(), address.to_owned()))
+        .collect();
+    let [(name, address)] = on_the_network.as_slice() else {
+        panic!("one address on the network: {on_the_network:?}");
+    };
+    assert_eq!(name, "metrics");
+    let channel = tonic::transport::Endpoint::from_shared(format!("http://{address}")).unwrap();
+    if let Ok(channel) = channel.connect().await {
+        let asked = SpiffeWorkloadApiClient::new(channel)
+            .fetch_x509svid(with_header(wire::X509svidRequest {}))
+            .await;
+        assert!(asked.is_err());
+    }
 }
 
 #[tokio::test]
@@ -171,6 +225,33 @@ async fn wep_22_health_and_the_workload_api_share_the_socket_and_health_needs_no
         })
         .await;
     }
+}
+
+#[tokio::test]
+async fn wapi_01_the_x509_and_the_jwt_profile_are_served() {
+    let (ca, agent) = with_one_entry().await;
+    let mut client = agent.client().await;
+    let x509 = agent.fetch().await.unwrap();
+    assert_eq!(x509.identities()[0].svid.id().path(), "/pay");
+    agent.bundles().await.unwrap();
+    let ask = wire::JwtsvidRequest {
+        audience: vec!["bank".into()],
+        spiffe_id: String::new(),
+    };
+    let jwt = client.fetch_jwtsvid(with_header(ask)).await.unwrap();
+    let token = jwt.into_inner().svids.remove(0);
+    assert_eq!(token.spiffe_id, "spiffe://dev.test/pay");
+    client
+        .fetch_jwt_bundles(with_header(wire::JwtBundlesRequest {}))
+        .await
+        .unwrap();
+    let ask = wire::ValidateJwtsvidRequest {
+        audience: "bank".into(),
+        svid: token.svid,
+    };
+    let valid = client.validate_jwtsvid(with_header(ask)).await.unwrap();
+    assert_eq!(valid.into_inner().spiffe_id, "spiffe://dev.test/pay");
+    assert_eq!(ca.seen().tokens, ["pay"]);
 }
 
 #[tokio::test]
@@ -311,7 +392,7 @@ async fn wapi_15_the_order_is_by_entry_id_and_does_not_change() {
 }
 
 #[tokio::test]
-async fn wapi_21_to_24_every_field_is_there_and_fits_the_others() {
+async fn wapi_21_wapi_22_wapi_23_wapi_24_every_field_is_there_and_fits_the_others() {
     let (_ca, agent) = with_one_entry().await;
     let mut stream = agent.svids().await.unwrap();
     let message = raw(&mut stream).await.unwrap();

@@ -418,6 +418,24 @@ async fn ca_11_an_api_server_that_fails_slow_redirects_or_talks_nonsense_fails_c
 }
 
 #[tokio::test]
+async fn n13_a_token_for_workloads_does_not_attest_a_node_whoever_vouches_for_it() {
+    // The agent's own account, pod and node, but minted for the audience of workloads: no call is made.
+    let workload = |c: &mut Value| c["aud"] = json!(["finial-workload"]);
+    assert_eq!(Setting::claims_refusal(workload).await, ("FNL1128", 0));
+    // A token that names the audience of nodes itself, while the API server confirms that of workloads only.
+    assert_eq!(
+        Setting::refusal(|w| w.status["audiences"] = json!(["finial-workload"])).await,
+        "FNL1134"
+    );
+    // The right audience in the hands of a workload: its account is not an agent's.
+    let account = "system:serviceaccount:shop:web";
+    assert_eq!(
+        Setting::refusal(|w| w.status["user"]["username"] = json!(account)).await,
+        "FNL1136"
+    );
+}
+
+#[tokio::test]
 async fn n7_ca_08_a_user_that_is_no_service_account_or_not_an_agents_is_refused() {
     for user in [
         "system:node:x",
@@ -573,7 +591,7 @@ async fn n14_a_second_agent_of_a_node_waits_until_the_first_ones_pod_is_gone() {
 }
 
 #[tokio::test]
-async fn n15_the_same_token_with_the_same_key_is_a_retry() {
+async fn n5_n15_the_same_token_with_the_same_key_is_a_retry() {
     let (setting, csr) = (Setting::new().await, csr());
     let first = setting.attest_with(&good_claims(), &csr).await.unwrap();
     assert_eq!(
