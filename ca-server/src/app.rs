@@ -62,7 +62,8 @@ impl Given {
         ] {
             make_directory(directory)?;
         }
-        let audit = AuditLog::open(&config.audit.dir, "ca-server", &clock)?;
+        let origin = format!("{}/ca-server/audit", config.trust_domain);
+        let audit = AuditLog::open_signed(&config.audit.dir, "ca-server", &clock, &origin)?;
         let sled = &config.store.sled;
         let settings = SledSettings {
             free_space_reserve: sled.free_space_reserve.as_bytes(),
@@ -192,6 +193,7 @@ pub async fn build(config: &CaServerConfig, given: Given) -> anyhow::Result<App>
     } = given;
     let metrics = Metrics::new();
     audit.register(metrics.registry(), "ca_server");
+    audit.register_checkpoints(metrics.registry(), "ca_server");
     let (readiness, liveness) = (Readiness::new(), Liveness::new());
     let drain = Drain::after(&readiness);
     let store_ready = readiness.part("store");
@@ -285,6 +287,7 @@ pub async fn build(config: &CaServerConfig, given: Given) -> anyhow::Result<App>
         issuer,
         stores,
         audit: audit.clone(),
+        checkpoint_every: config.audit.checkpoint_every.get(),
         fleet,
         metrics,
         clock,

@@ -210,8 +210,10 @@ pub struct K8sPsatConfig {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct AuditConfig {
-    /// The directory of the audit log.
+    /// The directory of the audit log, of its checkpoints and of the key that signs them.
     pub dir: PathBuf,
+    /// How often the log is signed, beside each 1000 records, start and stop.
+    pub checkpoint_every: HumanDuration,
 }
 
 /// The `limits` section. Zero switches a rate off.
@@ -338,6 +340,7 @@ impl Default for AuditConfig {
     fn default() -> Self {
         Self {
             dir: "/var/log/ca-server/audit".into(),
+            checkpoint_every: HumanDuration::from_secs(60),
         }
     }
 }
@@ -402,6 +405,13 @@ impl Config for CaServerConfig {
         self.check_attestors(found);
         if let Err(error) = self.log.check() {
             found.problem(FIELDS_DISAGREE, &["log.level"], error.to_string());
+        }
+        if !(1..=3600).contains(&self.audit.checkpoint_every.as_secs()) {
+            found.problem(
+                FIELDS_DISAGREE,
+                &["audit.checkpointEvery"],
+                "the audit log is signed between every 1s and every 1h",
+            );
         }
         if self.listen.admin_socket.as_os_str().len() > 107 {
             found.problem(

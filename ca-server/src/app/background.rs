@@ -1,4 +1,5 @@
-//! What runs besides the doors: the authority's rotation, our own SVID, housekeeping, and the watch over the store.
+//! What runs besides the doors: the authority's rotation, our own SVID, the audit log's signatures, housekeeping, and the
+//! watch over the store.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -6,11 +7,12 @@ use std::time::{Duration, SystemTime};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use mesh_identity::SpiffeId;
-use mesh_runtime::audit::{Action, Actor, AuditLog, Object, Outcome};
+use mesh_runtime::audit::{Action, Actor, AuditError, AuditLog, Object, Outcome};
 use mesh_runtime::clock::Clock;
 use mesh_runtime::errors::{Coded, ErrorChain};
 use mesh_runtime::readiness::ReadyPart;
 use mesh_runtime::tasks::{Stop, Tasks};
+use mesh_runtime::telemetry::Repetition;
 use mesh_tls::IdentityCell;
 
 use super::identity;
@@ -38,6 +40,7 @@ pub(super) struct Background {
     pub(super) issuer: Arc<Issuer>,
     pub(super) stores: Stores,
     pub(super) audit: AuditLog,
+    pub(super) checkpoint_every: Duration,
     pub(super) fleet: Fleet,
     pub(super) metrics: Metrics,
     pub(super) clock: Clock,
@@ -58,6 +61,11 @@ impl Background {
         });
         tasks.spawn("ca-rotation", |stop| {
             authority::run(authority, followers, clock, stop)
+        });
+        let (audit, clock) = (self.audit.clone(), self.clock.clone());
+        let every = self.checkpoint_every;
+        tasks.spawn("audit-checkpoints", move |stop| {
+            keep_signed(audit, every, clock, stop)
         });
         let (authority, audit, metrics) =
             (self.authority.clone(), self.audit, self.metrics.clone());
@@ -227,6 +235,34 @@ fn transitions<'a>(
         })
         .chain(gone.map(|slot| (Action("authority.retire"), slot)))
         .collect()
+}
+
+/// Signs the audit log again and again. The log of the program gets each checkpoint too: once it has left the machine,
+/// nobody can rewrite what it covers unseen.
+async fn keep_signed(
+    audit: AuditLog,
+    every: Duration,
+    clock: Clock,
+    stop: Stop,
+) -> Result<(), AuditError> {
+    let (mut said, quiet) = (0, Repetition::new("audit-checkpoints"));
+    loop {
+        match audit.checkpoint().await {
+            // A log in memory, as tests have it.
+            Err(AuditError::NotSigned | AuditError::Closed) => return Ok(()),
+            Err(error) => drop(quiet.failed(&error)),
+            Ok(checkpoint) => {
+                quiet.succeeded();
+                if checkpoint.size() > said {
+                    said = checkpoint.size();
+                    tracing::info!(size = said, checkpoint = %checkpoint, "the audit log was signed");
+                }
+            }
+        }
+        if stop.unless_stopped(clock.sleep(every)).await.is_none() {
+            return Ok(());
+        }
+    }
 }
 
 async fn watch_store(

@@ -1,32 +1,27 @@
-//! `ca-server audit`: is the log whole, and what does it say? Both need the files only: no running server, no network.
-//! Trusts nothing in a file: what cannot be read as a record is for `verify` to name, and `search` says how many lines it skipped.
+//! `ca-server audit`: is the log whole, what does it say, and what of it can be shown to others? All of it needs the files
+//! only: no running server, no network. Trusts nothing in a file: what cannot be read as a record is for `verify` to name.
 
-use std::io::{BufRead, BufReader};
+mod evidence;
+mod search;
+mod verify;
+
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::SystemTime;
 
 use clap::{Args, Subcommand};
-use mesh_runtime::audit::{self, Expect, Head, Start, VerifyError};
-use mesh_runtime::cli::{self, CommonArgs, ConfigArgs, Exit, Output};
-use mesh_runtime::errors::{Coded, Report, untrusted};
-use serde_json::{Value, json};
+use mesh_runtime::audit::{self, Head, Ledger, LedgerError, PublicKey};
+use mesh_runtime::cli::{self, CommonArgs, ConfigArgs, Exit};
+use mesh_runtime::errors::{Coded, Report};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
-use super::show::line;
 use crate::config::CaServerConfig;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum AuditVerb {
-    /// Read the whole log and name the first record that is not as it was written
-    Verify {
-        #[command(flatten)]
-        log: Log,
-        /// A record that must be there, as `verify` printed it earlier: shows a cut-off or rewritten end
-        #[arg(long, value_name = "NUMBER:HASH")]
-        contains: Option<Known>,
-        /// Older files were moved away: begin with whatever record comes first
-        #[arg(long)]
-        anywhere: bool,
-    },
+    /// Read the whole log and name the first record that is not as it was written, or a proof and say whether it holds
+    Verify(verify::Verify),
     /// Print the records that fit
     Search {
         #[command(flatten)]
@@ -47,16 +42,71 @@ pub(super) enum AuditVerb {
         #[arg(long, value_name = "COUNT")]
         last: Option<usize>,
     },
+    /// Print what proves one record, or that the log was only continued, to whoever has the public key
+    Prove {
+        /// The record: its id, or its number
+        #[arg(value_name = "ID", required_unless_present = "since")]
+        record: Option<String>,
+        /// A checkpoint that was kept, in a file: prove that the log was only continued since
+        #[arg(long, value_name = "FILE", conflicts_with = "record")]
+        since: Option<PathBuf>,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Print a signed checkpoint, to be kept elsewhere: the newest one
+    Checkpoint {
+        /// That over so many records instead
+        #[arg(long, value_name = "COUNT")]
+        size: Option<u64>,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Print the records of a period, or write them into a directory together with what proves them
+    Export {
+        /// The new directory; without it, the records are printed
+        #[arg(long, value_name = "DIRECTORY")]
+        to: Option<PathBuf>,
+        /// From this moment on, as 2026-11-25T00:00:00Z
+        #[arg(long, value_name = "TIME")]
+        from: Option<Moment>,
+        /// Before this moment
+        #[arg(long, value_name = "TIME")]
+        until: Option<Moment>,
+        #[command(flatten)]
+        place: Place,
+    },
 }
 
-/// Which log.
+/// Which log, as files whose chain alone is looked at or as the directory of a signed log.
 #[derive(Debug, Args)]
 pub(super) struct Log {
-    /// Its files, in their order; without them, those of the configuration's `audit.dir`
-    #[arg(value_name = "FILE")]
+    /// Files in their order, of which only the chain is looked at; without them, the whole log in its directory
+    #[arg(value_name = "FILE", conflicts_with = "dir")]
     log_files: Vec<PathBuf>,
     #[command(flatten)]
+    place: Place,
+}
+
+/// Where a signed log lies.
+#[derive(Debug, Args)]
+pub(super) struct Place {
+    /// The directory of the log, or of an export; without it, the configuration's `audit.dir`
+    #[arg(long, value_name = "DIRECTORY")]
+    dir: Option<PathBuf>,
+    #[command(flatten)]
     config: ConfigArgs,
+}
+
+/// A moment in RFC 3339.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Moment(SystemTime);
+
+impl FromStr for Moment {
+    type Err = time::error::Parse;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        OffsetDateTime::parse(text, &Rfc3339).map(|moment| Self(moment.into()))
+    }
 }
 
 /// The number and the hash of a record.
@@ -96,176 +146,96 @@ impl Coded for NoFiles {
 }
 
 pub(super) fn run(verb: AuditVerb, common: &CommonArgs) -> Exit {
-    let log = match &verb {
-        AuditVerb::Verify { log, .. } | AuditVerb::Search { log, .. } => log,
-    };
-    let files = match files(log, common) {
-        Ok(files) => files,
-        Err(exit) => return exit,
-    };
-    match verb {
-        AuditVerb::Verify {
-            contains, anywhere, ..
-        } => {
-            let expect = Expect {
-                start: if anywhere {
-                    Start::Anywhere
-                } else {
-                    Start::Genesis
-                },
-                contains: contains.map(|known| known.0),
-            };
-            verify(&files, &expect, common)
-        }
+    let done = match verb {
+        AuditVerb::Verify(verify) => verify.run(common),
         AuditVerb::Search {
+            log,
             action,
             outcome,
             actor,
             object,
             last,
-            ..
-        } => {
-            let wanted = Wanted {
+        } => log.files(common).map(|files| {
+            let wanted = search::Wanted {
                 action,
                 outcome,
                 actor,
                 object,
             };
-            search(&files, &wanted, last, common)
-        }
-    }
-}
-
-fn files(log: &Log, common: &CommonArgs) -> Result<Vec<PathBuf>, Exit> {
-    if !log.log_files.is_empty() {
-        return Ok(log.log_files.clone());
-    }
-    let config = log.config.load::<CaServerConfig>();
-    let dir = config
-        .map_err(|errors| cli::fail_config(&errors, common))?
-        .value
-        .audit
-        .dir;
-    audit::files(&dir).map_err(|cause| cli::fail(&NoFiles { dir, cause }, common))
-}
-
-fn verify(files: &[PathBuf], expect: &Expect, common: &CommonArgs) -> Exit {
-    let verified = match audit::verify_against(files, expect) {
-        Ok(verified) => verified,
-        Err(error) => {
-            cli::report(&Report::of(&error), common);
-            return match error {
-                VerifyError::Bad(_) => Exit::No,
-                VerifyError::Read(..) => Exit::Failed,
+            search::search(&files, &wanted, last, common)
+        }),
+        AuditVerb::Prove {
+            record,
+            since,
+            place,
+        } => place
+            .ledger(None, common)
+            .map(|ledger| evidence::prove(&ledger, record, since.as_deref(), common)),
+        AuditVerb::Checkpoint { size, place } => place
+            .ledger(None, common)
+            .map(|ledger| evidence::checkpoint(&ledger, size, common)),
+        AuditVerb::Export {
+            to,
+            from,
+            until,
+            place,
+        } => place.ledger(None, common).map(|ledger| {
+            let period = audit::Period {
+                from: from.map(|moment| moment.0),
+                until: until.map(|moment| moment.0),
             };
-        }
+            evidence::export(&ledger, &period, to.as_deref(), common)
+        }),
     };
-    let head = format!("{}:{}", verified.head.seq, verified.head.hash);
-    let text = match common.output {
-        Output::Json => line(&json!({
-            "records": verified.records,
-            "head": head,
-            "uncleanStops": verified.unclean_stops,
-            "tornBytes": verified.torn.as_ref().map_or(0, |torn| torn.bytes),
-        })),
-        Output::Table => format!(
-            "{} records, each as it was written\nhead {head}\nKeep the head elsewhere; `--contains` shows later whether the end was cut off.\n",
-            verified.records
+    done.unwrap_or_else(|exit| exit)
+}
+
+impl Log {
+    fn files(&self, common: &CommonArgs) -> Result<Vec<PathBuf>, Exit> {
+        if !self.log_files.is_empty() {
+            return Ok(self.log_files.clone());
+        }
+        let dir = self.place.dir(common)?;
+        audit::files(&dir).map_err(|cause| cli::fail(&NoFiles { dir, cause }, common))
+    }
+}
+
+impl Place {
+    fn dir(&self, common: &CommonArgs) -> Result<PathBuf, Exit> {
+        if let Some(dir) = &self.dir {
+            return Ok(dir.clone());
+        }
+        let config = self.config.load::<CaServerConfig>();
+        let config = config.map_err(|errors| cli::fail_config(&errors, common))?;
+        Ok(config.value.audit.dir)
+    }
+
+    fn ledger(&self, key: Option<PublicKey>, common: &CommonArgs) -> Result<Ledger, Exit> {
+        let dir = self.dir(common)?;
+        Ledger::open(&dir, key).map_err(|error| refused(&error, common))
+    }
+}
+
+/// Prints why, and tells a log that is not what it should be from one that cannot be read.
+fn refused(error: &LedgerError, common: &CommonArgs) -> Exit {
+    let mut report = Report::of(error);
+    let (exit, note) = match error {
+        LedgerError::Read(path, _) if path.ends_with(audit::PUBLIC_KEY_FILE) => (
+            Exit::Failed,
+            Some(
+                "a log that was never signed has no key: name its files to look at their chain alone",
+            ),
         ),
+        LedgerError::Read(..) | LedgerError::Key(..) => (Exit::Failed, None),
+        LedgerError::NotSigned(_) => (
+            Exit::No,
+            Some("a running server signs at least every `audit.checkpointEvery`: ask again then"),
+        ),
+        _ => (Exit::No, None),
     };
-    cli::print(&text)
-}
-
-/// What is searched for.
-struct Wanted {
-    action: Option<String>,
-    outcome: Option<String>,
-    actor: Option<String>,
-    object: Option<String>,
-}
-
-impl Wanted {
-    fn fits(&self, record: &Value) -> bool {
-        let is = |wanted: &Option<String>, fits: &dyn Fn(&str) -> bool| {
-            wanted.as_deref().is_none_or(fits)
-        };
-        let holds = |field: &str, text: &str| {
-            let values = record[field].as_object().into_iter().flatten();
-            values.into_iter().any(|(_, value)| match value {
-                Value::String(value) => value.contains(text),
-                other => other
-                    .as_u64()
-                    .is_some_and(|number| text.parse() == Ok(number)),
-            })
-        };
-        let action = record["action"].as_str().unwrap_or_default();
-        is(&self.action, &|wanted| {
-            action
-                .strip_prefix(wanted)
-                .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
-        }) && is(&self.outcome, &|wanted| record["outcome"] == wanted)
-            && is(&self.actor, &|text| holds("actor", text))
-            && is(&self.object, &|text| holds("object", text))
+    if let Some(note) = note {
+        report = report.note(note);
     }
-}
-
-fn search(files: &[PathBuf], wanted: &Wanted, last: Option<usize>, common: &CommonArgs) -> Exit {
-    let (mut found, mut skipped) = (std::collections::VecDeque::new(), 0_u64);
-    for path in files {
-        let read = |cause| VerifyError::Read(path.clone(), cause);
-        let file = match std::fs::File::open(path) {
-            Ok(file) => file,
-            Err(cause) => return cli::fail(&read(cause), common),
-        };
-        for text in BufReader::new(file).lines() {
-            let text = match text {
-                Ok(text) => text,
-                Err(cause) => return cli::fail(&read(cause), common),
-            };
-            match serde_json::from_str::<Value>(&text) {
-                Ok(record) if record.is_object() => {
-                    if wanted.fits(&record) {
-                        found.push_back(match common.output {
-                            Output::Json => text + "\n",
-                            Output::Table => shown(&record),
-                        });
-                        if last.is_some_and(|most| found.len() > most) {
-                            found.pop_front();
-                        }
-                    }
-                }
-                _ => skipped += 1,
-            }
-        }
-    }
-    if skipped > 0 {
-        tracing::warn!(
-            lines = skipped,
-            "lines that are no records were skipped; `audit verify` names the first"
-        );
-    }
-    cli::print(&found.into_iter().collect::<String>())
-}
-
-/// One line for people.
-fn shown(record: &Value) -> String {
-    let text = |value: &Value| untrusted(value.as_str().unwrap_or("-"));
-    let object = ["name", "id", "serial"]
-        .into_iter()
-        .filter_map(|field| record["object"][field].as_str())
-        .map(untrusted)
-        .collect::<Vec<_>>();
-    let mut shown = format!(
-        "{}  {:>6}  {:<20} {:<8} {}  {}",
-        text(&record["time"]),
-        record["seq"],
-        text(&record["action"]),
-        text(&record["outcome"]),
-        text(&record["actor"]["id"]),
-        object.join(" "),
-    );
-    if let Some(code) = record["code"].as_str() {
-        shown += &format!("  {}", untrusted(code));
-    }
-    shown + "\n"
+    cli::report(&report, common);
+    exit
 }

@@ -43,6 +43,16 @@ fn an_svid_longer_than_what_an_authority_has_left_at_handover_is_refused_with_th
 }
 
 #[test]
+fn the_audit_log_is_signed_neither_without_pause_nor_hardly_ever() {
+    for every in ["0s", "500ms", "61m"] {
+        let error = load(&format!("audit: {{ checkpointEvery: {every} }}\n")).unwrap_err();
+        assert!(error.contains("between every 1s and every 1h"), "{error}");
+    }
+    let config = load("audit: { checkpointEvery: 5s }\n").unwrap();
+    assert_eq!(config.audit.checkpoint_every.as_secs(), 5);
+}
+
+#[test]
 fn the_short_lives_of_dev_mode_are_accepted() {
     let config =
         load("lifetimes: { x509Authority: 10m, x509Svid: 20s, agentSvid: 20s }\n").unwrap();

@@ -16,16 +16,15 @@
 //! ```
 //!
 //! A file is a hash chain: `prev` of each line is the SHA-256 of the line before it, so an edit, removal or reordering
-//! in the middle shows. Its owner can still rewrite the whole end; only somebody else who keeps the head can tell that.
+//! in the middle shows. A log that is opened with [`AuditLog::open_signed`] is a Merkle tree besides, whose root is signed again
+//! and again by a key of its own: who has not got the key cannot rewrite what was signed. See [`Ledger`] for reading it.
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
+use std::time::UNIX_EPOCH;
 
-use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::clock::Clock;
@@ -33,15 +32,33 @@ use crate::errors::{Coded, ErrorChain};
 use crate::metrics::Metrics;
 
 mod canonical;
+mod checkpoint;
+mod content;
+mod export;
+mod ledger;
+pub mod merkle;
+mod note;
+mod proof;
+mod sealer;
+mod seals;
 mod verify;
 mod writer;
 
+pub use checkpoint::{BadCheckpoint, Checkpoint};
+pub use content::{Action, Actor, Decision, Object, Origin, Outcome};
+pub use export::{ExportError, Exported, Period};
+pub use ledger::{Ledger, LedgerError, Wanted};
+pub use note::{KeyError, PublicKey};
+pub use proof::{Proof, ProofError};
+pub use sealer::{CHECKPOINTS_FILE, KEY_FILE, PUBLIC_KEY_FILE};
+pub use seals::{Sealed, Seals};
 pub use verify::{
     BadRecord, Expect, Flaw, Head, Start, Torn, Verified, VerifyError, verify, verify_against,
 };
 pub use writer::Memory;
 
-use writer::{Command, Disk, FileDisk};
+use content::{Entry, Trace, rfc3339};
+use writer::{Command, FileDisk, Opened};
 
 /// The name of the file in the log's directory.
 pub const FILE_NAME: &str = "audit.jsonl";
@@ -51,268 +68,6 @@ const LARGEST_FILE: u64 = 64 * 1024 * 1024;
 
 /// Records that may wait for the writer; beyond it, callers wait.
 const QUEUE: usize = 1024;
-
-/// A stable dotted verb: `svid.issue`, `entry.create`, `authz.deny`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Action(pub &'static str);
-
-/// How an act ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Outcome {
-    /// It was done.
-    Success,
-    /// It was allowed and could not be done.
-    Failure,
-    /// It was not allowed.
-    Denied,
-}
-
-/// Who acted.
-#[derive(Clone, Debug, Default, Serialize)]
-pub struct Actor {
-    /// `user`, `workload`, `agent` or `system`.
-    #[serde(rename = "type")]
-    pub kind: &'static str,
-    /// The SPIFFE ID when there is one.
-    pub id: String,
-    /// `oidc`, `mtls`, `uds`, `token`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub authn: Option<&'static str>,
-    /// Whether a second factor was shown.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub mfa: Option<bool>,
-    /// A session's id.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub session: Option<String>,
-    /// User id by the kernel.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub uid: Option<u32>,
-    /// Process id by the kernel.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub pid: Option<i32>,
-    /// Path of the executable.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub exe: Option<String>,
-}
-
-impl Actor {
-    /// A person.
-    pub fn user(id: impl Into<String>) -> Self {
-        Self {
-            kind: "user",
-            id: id.into(),
-            ..Self::default()
-        }
-    }
-
-    /// A workload.
-    pub fn workload(id: impl Into<String>) -> Self {
-        Self {
-            kind: "workload",
-            id: id.into(),
-            ..Self::default()
-        }
-    }
-
-    /// An agent.
-    pub fn agent(id: impl Into<String>) -> Self {
-        Self {
-            kind: "agent",
-            id: id.into(),
-            ..Self::default()
-        }
-    }
-
-    /// The program itself, or a task of it.
-    pub fn system(id: impl Into<String>) -> Self {
-        Self {
-            kind: "system",
-            id: id.into(),
-            ..Self::default()
-        }
-    }
-
-    /// How it proved itself.
-    #[must_use]
-    pub fn authn(mut self, how: &'static str) -> Self {
-        self.authn = Some(how);
-        self
-    }
-
-    /// What the kernel says about a local caller.
-    #[must_use]
-    pub fn process(mut self, uid: u32, pid: Option<i32>) -> Self {
-        (self.uid, self.pid) = (Some(uid), pid);
-        self
-    }
-
-    /// The executable of a local caller.
-    #[must_use]
-    pub fn exe(mut self, path: impl Into<String>) -> Self {
-        self.exe = Some(path.into());
-        self
-    }
-}
-
-macro_rules! text_fields {
-    ($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident),* $(,)? }) => {
-        $(#[$doc])*
-        #[derive(Clone, Debug, Default, Serialize)]
-        pub struct $name {
-            $($(#[$field_doc])* #[serde(skip_serializing_if = "Option::is_none")] pub $field: Option<String>,)*
-        }
-
-        impl $name {
-            $($(#[$field_doc])* #[must_use] pub fn $field(mut self, value: impl Into<String>) -> Self {
-                self.$field = Some(value.into());
-                self
-            })*
-        }
-    };
-}
-
-text_fields! {
-    /// Where the call came from.
-    Origin {
-        /// Address of the peer.
-        ip,
-        /// Port of the peer.
-        port,
-        /// Node it came through.
-        node,
-        /// Unix socket it came to.
-        socket,
-        /// Program that passed it on.
-        via,
-    }
-}
-
-impl Origin {
-    /// A peer on the network.
-    pub fn tcp(peer: SocketAddr) -> Self {
-        Self::default()
-            .ip(peer.ip().to_canonical().to_string())
-            .port(peer.port().to_string())
-    }
-
-    /// A caller at a local socket.
-    pub fn unix(socket: impl AsRef<Path>) -> Self {
-        Self::default().socket(socket.as_ref().display().to_string())
-    }
-}
-
-text_fields! {
-    /// What was acted on.
-    Object {
-        /// Kind: `entry`, `svid`, `bundle`, `agent`, `token`, `policy`, `config`.
-        kind,
-        /// Name, or SPIFFE ID.
-        name,
-        /// Kubernetes namespace.
-        namespace,
-        /// Id.
-        id,
-        /// Serial number of a certificate.
-        serial,
-        /// Hash of the object before.
-        before,
-        /// Hash of the object after.
-        after,
-    }
-}
-
-impl Object {
-    /// An object of a kind.
-    pub fn new(kind: impl Into<String>) -> Self {
-        Self::default().kind(kind)
-    }
-}
-
-text_fields! {
-    /// Why it was decided so.
-    Decision {
-        /// `allow` or `deny`.
-        effect,
-        /// Policy's name.
-        policy,
-        /// Policy's revision.
-        policy_rev,
-        /// Rule in the policy.
-        rule,
-        /// The reason in words.
-        reason,
-        /// `enforce`, `shadow`, `permissive`.
-        mode,
-        /// Digest of what was decided on.
-        inputs_digest,
-    }
-}
-
-impl Decision {
-    /// It was allowed.
-    pub fn allow() -> Self {
-        Self::default().effect("allow")
-    }
-
-    /// It was denied, and why.
-    pub fn deny(reason: impl Into<String>) -> Self {
-        Self::default().effect("deny").reason(reason)
-    }
-}
-
-/// A record's content, before its place in the chain is known.
-#[derive(Clone, Debug, Serialize)]
-struct Entry {
-    v: u32,
-    id: String,
-    #[serde(serialize_with = "as_rfc3339")]
-    time: SystemTime,
-    actor: Actor,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    origin: Option<Origin>,
-    action: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    object: Option<Object>,
-    outcome: Outcome,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    code: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    decision: Option<Decision>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    trace: Option<Trace>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    request_id: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    parent_id: Option<String>,
-}
-
-#[derive(Clone, Debug, Serialize)]
-struct Trace {
-    trace_id: String,
-    span_id: String,
-}
-
-impl Entry {
-    fn new(clock: &Clock, action: Action, actor: Actor) -> Self {
-        Self {
-            v: 1,
-            id: crate::ids::ulid(clock),
-            time: clock.now(),
-            actor,
-            origin: None,
-            action: action.0,
-            object: None,
-            // Failure until somebody says otherwise (architecture B10, C12).
-            outcome: Outcome::Failure,
-            code: Some("aborted"),
-            decision: None,
-            trace: None,
-            request_id: None,
-            parent_id: None,
-        }
-    }
-}
 
 /// What the log records about itself.
 #[derive(Clone, Debug)]
@@ -328,20 +83,6 @@ impl OwnRecords {
         entry.object = Some(Object::new("log").name(FILE_NAME));
         entry
     }
-}
-
-fn as_rfc3339<S: serde::Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
-    let t = time::OffsetDateTime::from(*time);
-    serializer.collect_str(&format_args!(
-        "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{:06}Z",
-        t.year(),
-        u8::from(t.month()),
-        t.day(),
-        t.hour(),
-        t.minute(),
-        t.second(),
-        t.microsecond()
-    ))
 }
 
 /// Where a record stands in the log.
@@ -365,6 +106,15 @@ pub enum AuditError {
     /// What is already there has been changed; nothing is appended to it.
     #[error("the audit log in {} has been changed", .0.display())]
     Damaged(PathBuf, #[source] Arc<BadRecord>),
+    /// What is already there is not what was signed; nothing is appended to it.
+    #[error("the audit log in {} is not what was signed", .0.display())]
+    Checkpoint(PathBuf, #[source] Arc<BadCheckpoint>),
+    /// The key that signs checkpoints cannot be used.
+    #[error("the key of the audit log, {}, cannot be used", .0.display())]
+    Key(PathBuf, #[source] Arc<KeyError>),
+    /// The log has no key.
+    #[error("the audit log is not signed")]
+    NotSigned,
     /// The record could not be made durable.
     #[error("the audit record could not be written")]
     Write(#[source] Arc<std::io::Error>),
@@ -379,6 +129,9 @@ impl Coded for AuditError {
             Self::Open(..) => "FNL0201",
             Self::InUse(_) => "FNL0202",
             Self::Damaged(..) => "FNL0203",
+            Self::Checkpoint(_, bad) => bad.code(),
+            Self::Key(_, error) => error.code(),
+            Self::NotSigned => "FNL0213",
             Self::Write(_) => "FNL0204",
             Self::Closed => "FNL0205",
         }
@@ -400,10 +153,43 @@ struct Shared {
     counts: Arc<Counts>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Counts {
     written: AtomicU64,
     failed: AtomicU64,
+    /// The number of the last record, which is the size of the tree.
+    records: AtomicU64,
+    /// How many of them the newest checkpoint covers, and when it was signed, in seconds since 1970.
+    covered: AtomicU64,
+    signed_at: AtomicU64,
+    /// Checkpoints that could not be written.
+    unsigned: AtomicU64,
+    /// Whether the file was, when it was last looked at, the one that was written.
+    intact: AtomicBool,
+}
+
+impl Default for Counts {
+    fn default() -> Self {
+        Self {
+            written: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
+            records: AtomicU64::new(0),
+            covered: AtomicU64::new(0),
+            signed_at: AtomicU64::new(0),
+            unsigned: AtomicU64::new(0),
+            intact: AtomicBool::new(true),
+        }
+    }
+}
+
+impl Counts {
+    fn signed(&self, size: u64, clock: &Clock) {
+        if self.covered.swap(size, Ordering::Relaxed) != size {
+            let since_1970 = clock.now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            self.signed_at
+                .store(since_1970.as_secs(), Ordering::Relaxed);
+        }
+    }
 }
 
 impl AuditLog {
@@ -414,7 +200,22 @@ impl AuditLog {
     /// # Errors
     /// When the directory cannot be written, another process writes there, or the log has been changed.
     pub fn open(dir: &Path, program: &str, clock: &Clock) -> Result<Self, AuditError> {
-        Self::open_with(dir, program, clock, LARGEST_FILE)
+        Self::open_with(dir, program, clock, LARGEST_FILE, None)
+    }
+
+    /// As [`AuditLog::open`], and the records' tree is signed: when the log is opened and closed, after each 1000 records,
+    /// and by [`AuditLog::checkpoint`]. The key lies beside the log, mode 0600; it is made, under the name `origin`, where
+    /// none ever signed. At 64 MiB the list of checkpoints is closed with the file, which leaves `audit-<number>.tree` behind.
+    ///
+    /// # Errors
+    /// Those of [`AuditLog::open`]; when the key cannot be used; when the records are not those that were signed.
+    pub fn open_signed(
+        dir: &Path,
+        program: &str,
+        clock: &Clock,
+        origin: &str,
+    ) -> Result<Self, AuditError> {
+        Self::open_with(dir, program, clock, LARGEST_FILE, Some(origin))
     }
 
     fn open_with(
@@ -422,41 +223,30 @@ impl AuditLog {
         program: &str,
         clock: &Clock,
         largest_file: u64,
+        origin: Option<&str>,
     ) -> Result<Self, AuditError> {
-        let opened = FileDisk::open(dir, largest_file)?;
-        Self::start(
-            Box::new(opened.disk),
-            opened.head,
-            opened.torn,
-            program,
-            clock,
-        )
-        .map_err(|cause| AuditError::Open(dir.to_owned(), Arc::new(cause)))
+        let opened = FileDisk::open(dir, largest_file, origin)?;
+        Self::start(opened, program, clock)
+            .map_err(|cause| AuditError::Open(dir.to_owned(), Arc::new(cause)))
     }
 
     /// A log in memory, written by the same thread in the same form: for tests, which can also make it fail.
     pub fn memory(program: &str, clock: &Clock) -> (Self, Memory) {
         let memory = Memory::default();
-        let log = Self::start(
-            Box::new(memory.clone()),
-            Head::genesis(),
-            None,
-            program,
-            clock,
-        );
+        let opened = Opened {
+            disk: Box::new(memory.clone()),
+            head: Head::genesis(),
+            torn: None,
+            sealer: None,
+        };
+        let log = Self::start(opened, program, clock);
         (
             log.expect("memory takes everything until told otherwise"),
             memory,
         )
     }
 
-    fn start(
-        disk: Box<dyn Disk>,
-        head: Head,
-        torn: Option<Torn>,
-        program: &str,
-        clock: &Clock,
-    ) -> std::io::Result<Self> {
+    fn start(mut opened: Opened, program: &str, clock: &Clock) -> std::io::Result<Self> {
         let (queue, commands) = mpsc::channel(QUEUE);
         let overflow = Arc::new(Mutex::new(VecDeque::new()));
         let counts = Arc::new(Counts::default());
@@ -465,13 +255,12 @@ impl AuditLog {
             clock: clock.clone(),
         };
         let mut started = own.record(Action("log.start"));
-        started.decision = torn.map(|torn| {
+        started.decision = opened.torn.take().map(|torn| {
             let reason = format!("a torn last line of {} bytes was moved aside", torn.bytes);
             Decision::default().reason(reason)
         });
         writer::start(
-            disk,
-            head,
+            opened,
             started,
             own,
             commands,
@@ -508,6 +297,65 @@ impl AuditLog {
             .await
             .map_err(|_| AuditError::Closed)?;
         closed.await.map_err(|_| AuditError::Closed)?
+    }
+
+    /// Signs what has come since the last checkpoint, waits until that is durable, and tells the newest one. Whoever keeps it
+    /// elsewhere can prove later that nothing before it was changed.
+    ///
+    /// # Errors
+    /// When it cannot be written, or the log has no key.
+    pub async fn checkpoint(&self) -> Result<Checkpoint, AuditError> {
+        let (done, sealed) = oneshot::channel();
+        self.shared
+            .queue
+            .send(Command::Seal(done))
+            .await
+            .map_err(|_| AuditError::Closed)?;
+        sealed.await.map_err(|_| AuditError::Closed)?
+    }
+
+    /// Registers `<prefix>_audit_tree_size`, `<prefix>_audit_unsigned_records`, `<prefix>_audit_last_checkpoint_timestamp_seconds`,
+    /// `<prefix>_audit_checkpoint_failures_total` and `<prefix>_audit_chain_intact`, for a log that is signed.
+    pub fn register_checkpoints(&self, metrics: &Metrics, prefix: &str) {
+        type Read = fn(&Counts) -> u64;
+        let gauges: [(&str, &str, Read); 4] = [
+            ("tree_size", "Records in the audit log's tree", |counts| {
+                counts.records.load(Ordering::Relaxed)
+            }),
+            (
+                "unsigned_records",
+                "Audit records that no checkpoint covers yet",
+                |counts| {
+                    let covered = counts.covered.load(Ordering::Relaxed);
+                    counts
+                        .records
+                        .load(Ordering::Relaxed)
+                        .saturating_sub(covered)
+                },
+            ),
+            (
+                "last_checkpoint_timestamp_seconds",
+                "When the newest checkpoint was signed",
+                |counts| counts.signed_at.load(Ordering::Relaxed),
+            ),
+            (
+                "chain_intact",
+                "1 while the audit log is the file that was written; 0 once it was not",
+                |counts| counts.intact.load(Ordering::Relaxed).into(),
+            ),
+        ];
+        for (name, help, read) in gauges {
+            let counts = Arc::clone(&self.shared.counts);
+            metrics.register_gauge(&format!("{prefix}_audit_{name}"), help, move || {
+                read(&counts)
+            });
+        }
+        let counts = Arc::clone(&self.shared.counts);
+        metrics.register_counts(
+            &format!("{prefix}_audit_checkpoint_failures"),
+            "Checkpoints of the audit log that could not be written",
+            move || counts.unsigned.load(Ordering::Relaxed),
+        );
     }
 
     /// Registers `<prefix>_audit_records_total` and `<prefix>_audit_write_failures_total`.
@@ -672,6 +520,14 @@ pub fn files(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
         files.push(current);
     }
     Ok(files)
+}
+
+/// The number in the name of a closed file: that of its last record.
+fn closed_number(path: &Path) -> Option<u64> {
+    let name = path.file_name()?.to_str()?;
+    let number = name.strip_prefix("audit-")?.strip_suffix(".jsonl")?;
+    let digits = number.len() == 20 && number.bytes().all(|b| b.is_ascii_digit());
+    digits.then(|| number.parse().ok())?
 }
 
 fn report_write_failure(error: &std::io::Error) {

@@ -68,13 +68,11 @@ impl Metrics {
     /// Registers `<program>_ready`, which is 1 when every part is.
     pub fn readiness(&self, readiness: &Readiness) {
         let readiness = readiness.clone();
-        let value = process::Value {
-            name: format!("{}_ready", self.program),
-            help: "1 when every part is ready".to_owned(),
-            kind: MetricType::Gauge,
-            read: Box::new(move || u64::from(readiness.is_ready())),
-        };
-        self.locked().register_collector(Box::new(value));
+        self.register_gauge(
+            &format!("{}_ready", self.program),
+            "1 when every part is ready",
+            move || u64::from(readiness.is_ready()),
+        );
     }
 
     /// Registers a family under its whole name; a counter's name is given without `_total`.
@@ -103,11 +101,31 @@ impl Metrics {
         help: &str,
         read: impl Fn() -> u64 + Send + Sync + 'static,
     ) {
+        self.register_value(name, help, MetricType::Counter, Box::new(read));
+    }
+
+    /// A gauge whose value somebody else keeps; it is read at each scrape.
+    pub fn register_gauge(
+        &self,
+        name: &str,
+        help: &str,
+        read: impl Fn() -> u64 + Send + Sync + 'static,
+    ) {
+        self.register_value(name, help, MetricType::Gauge, Box::new(read));
+    }
+
+    fn register_value(
+        &self,
+        name: &str,
+        help: &str,
+        kind: MetricType,
+        read: Box<dyn Fn() -> u64 + Send + Sync>,
+    ) {
         let value = process::Value {
             name: name.to_owned(),
             help: help.to_owned(),
-            kind: MetricType::Counter,
-            read: Box::new(read),
+            kind,
+            read,
         };
         self.locked().register_collector(Box::new(value));
     }

@@ -1,7 +1,9 @@
 //! The log under normal work, failing disks, kills and tampering.
 
 use super::*;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
+
+mod signed;
 
 fn clock() -> Clock {
     Clock::frozen(UNIX_EPOCH + Duration::from_secs(1_795_564_800))
@@ -440,7 +442,7 @@ fn a_process_killed_while_writing_loses_no_acknowledged_record() {
 async fn a_full_file_is_closed_and_the_next_one_continues_its_chain() {
     let dir = tempfile::tempdir().unwrap();
     for _ in 0..2 {
-        let log = AuditLog::open_with(dir.path(), "test", &clock(), 2_000).unwrap();
+        let log = AuditLog::open_with(dir.path(), "test", &clock(), 2_000, None).unwrap();
         for _ in 0..20 {
             let record = log.begin(Action("a.b"), Actor::system("t"));
             record.finish(Outcome::Success, None).await.unwrap();
@@ -486,7 +488,7 @@ async fn a_full_file_is_closed_and_the_next_one_continues_its_chain() {
 #[tokio::test]
 async fn a_current_file_that_was_swapped_for_another_does_not_continue_the_closed_one() {
     let dir = tempfile::tempdir().unwrap();
-    let log = AuditLog::open_with(dir.path(), "test", &clock(), 1).unwrap();
+    let log = AuditLog::open_with(dir.path(), "test", &clock(), 1, None).unwrap();
     log.begin(Action("a.b"), Actor::system("t"))
         .finish(Outcome::Success, None)
         .await

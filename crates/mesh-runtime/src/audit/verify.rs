@@ -9,10 +9,12 @@ use ring::digest;
 use serde_json::Value;
 
 use super::canonical::canonical;
+use super::checkpoint::BadCheckpoint;
+use super::seals::{Comparison, Sealed, Seals};
 use crate::errors::Coded;
 
 /// The longest line that is read; ours are far below.
-const LONGEST_LINE: u64 = 1024 * 1024;
+pub(super) const LONGEST_LINE: u64 = 1024 * 1024;
 
 /// The end of a chain: what the next record must continue.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,6 +69,8 @@ pub struct Expect {
     pub start: Start,
     /// A record that must be in the files: shows a cut-off or rewritten end.
     pub contains: Option<Head>,
+    /// Signed checkpoints that the records must agree with. Their tree ends where the records begin.
+    pub seals: Option<Seals>,
 }
 
 /// A log without flaw.
@@ -80,6 +84,10 @@ pub struct Verified {
     pub torn: Option<Torn>,
     /// Starts that follow no stop: the process was killed.
     pub unclean_stops: u64,
+    /// Whether its last record is a `log.stop`.
+    pub closed: bool,
+    /// What the checkpoints say, where there were any to compare with.
+    pub sealed: Option<Sealed>,
 }
 
 /// A line that was not written to its end.
@@ -169,6 +177,9 @@ pub enum VerifyError {
     /// A record is not as it was written.
     #[error("the audit log has been changed")]
     Bad(#[source] BadRecord),
+    /// The records are not those that were signed.
+    #[error("the audit log is not what was signed")]
+    Checkpoint(#[source] BadCheckpoint),
 }
 
 impl Coded for VerifyError {
@@ -176,6 +187,7 @@ impl Coded for VerifyError {
         match self {
             Self::Read(..) => "FNL0206",
             Self::Bad(_) => "FNL0207",
+            Self::Checkpoint(bad) => bad.code(),
         }
     }
 }
@@ -204,19 +216,27 @@ pub fn verify_against(
         let last = index + 1 == files.len();
         chain
             .file(path, BufReader::new(reader), last)
-            .map_err(|failure| match failure {
-                Failure::Io(error) => VerifyError::Read(path.to_owned(), error),
-                Failure::Bad(bad) => VerifyError::Bad(bad),
-            })?;
+            .map_err(|failure| failure.at(path))?;
     }
-    chain
-        .end(files.last().map_or(Path::new(""), AsRef::as_ref))
-        .map_err(VerifyError::Bad)
+    let last = files.last().map_or(Path::new(""), AsRef::as_ref);
+    chain.end(last).map_err(|failure| failure.at(last))
 }
 
+#[derive(Debug)]
 pub(super) enum Failure {
     Io(io::Error),
     Bad(BadRecord),
+    Checkpoint(BadCheckpoint),
+}
+
+impl Failure {
+    fn at(self, path: &Path) -> VerifyError {
+        match self {
+            Self::Io(error) => VerifyError::Read(path.to_owned(), error),
+            Self::Bad(bad) => VerifyError::Bad(bad),
+            Self::Checkpoint(bad) => VerifyError::Checkpoint(bad),
+        }
+    }
 }
 
 impl From<io::Error> for Failure {
@@ -243,6 +263,7 @@ pub(super) struct Chain {
     records: u64,
     running: bool,
     unclean: u64,
+    seals: Option<Comparison>,
     pub(super) torn: Option<Torn>,
 }
 
@@ -262,6 +283,7 @@ impl Chain {
             records: 0,
             running: false,
             unclean: 0,
+            seals: expect.seals.clone().map(Comparison::new),
             torn: None,
         }
     }
@@ -393,6 +415,9 @@ impl Chain {
             },
             None => bad(Flaw::Field("prev")),
         });
+        if let Some(seals) = &mut self.seals {
+            seals.record(seq, &parsed.action, text);
+        }
         let head = Head::after(seq, text);
         if let Some(wanted) = &self.wanted
             && wanted.seq == seq
@@ -405,7 +430,7 @@ impl Chain {
                 self.running = true;
             }
             "log.stop" => self.running = false,
-            _ => {}
+            _ => self.running = true,
         }
         self.records += 1;
         if self.last.is_none()
@@ -428,36 +453,40 @@ impl Chain {
             .map_or_else(|| self.start.clone(), |last| last.head.clone())
     }
 
-    pub(super) fn end(mut self, file: &Path) -> Result<Verified, BadRecord> {
+    pub(super) fn end(mut self, file: &Path) -> Result<Verified, Failure> {
         if let Some(doubt) = self.last.as_mut().and_then(|last| last.doubt.take()) {
-            return Err(doubt);
+            return Err(Failure::Bad(doubt));
         }
         if !self.found_wanted {
             let line = self.last.as_ref().map_or(0, |last| last.line);
             let seq = self.wanted.as_ref().map_or(0, |wanted| wanted.seq);
-            return Err(BadRecord {
+            return Err(Failure::Bad(BadRecord {
                 file: file.to_owned(),
                 line,
                 seq,
                 flaw: Flaw::Missing,
-            });
+            }));
         }
+        let head = self.head();
+        let sealed = self.seals.map(Comparison::end).transpose();
         Ok(Verified {
             records: self.records,
-            head: self.head(),
+            head,
             torn: self.torn,
             unclean_stops: self.unclean,
+            closed: self.records > 0 && !self.running,
+            sealed: sealed.map_err(Failure::Checkpoint)?,
         })
     }
 }
 
-struct Parsed {
-    seq: u64,
+pub(super) struct Parsed {
+    pub(super) seq: u64,
     prev: String,
     action: String,
 }
 
-fn parse(text: &[u8]) -> Result<Parsed, Flaw> {
+pub(super) fn parse(text: &[u8]) -> Result<Parsed, Flaw> {
     let value: Value = serde_json::from_slice(text).map_err(|_| Flaw::NotJson)?;
     let Value::Object(fields) = &value else {
         return Err(Flaw::NotJson);

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,14 +12,21 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::errors::ErrorChain;
+
 use super::canonical::{canonical, tame};
-use super::verify::{BadRecord, Chain, Expect, Failure, Head, Start, Torn, Verified};
+use super::checkpoint::{BadCheckpoint, Checkpoint};
+use super::merkle::{Tree, leaf};
+use super::sealer::{Found, Sealer, read_tree};
+use super::seals::Seals;
+use super::verify::{Chain, Expect, Failure, Head, Start, Torn, Verified, verify_against};
 use super::{
-    Action, AuditError, Counts, Entry, FILE_NAME, OwnRecords, Receipt, report_write_failure,
+    Action, AuditError, Counts, Entry, FILE_NAME, OwnRecords, Receipt, closed_number,
+    report_write_failure,
 };
 
 /// Records per flush at most: bounds the memory of one write and the wait of its first record.
-const LARGEST_GROUP: usize = 512;
+pub(super) const LARGEST_GROUP: usize = 512;
 
 type Answer = oneshot::Sender<Result<Receipt, AuditError>>;
 
@@ -28,6 +35,8 @@ pub(super) enum Command {
     Record(Box<Entry>, Option<Answer>),
     /// Look at the overflow.
     Wake,
+    /// Sign what has come.
+    Seal(oneshot::Sender<Result<Checkpoint, AuditError>>),
     Close(oneshot::Sender<Result<(), AuditError>>),
 }
 
@@ -46,6 +55,19 @@ pub(super) trait Disk: Send {
         let _: u64 = last;
         Ok(())
     }
+    /// Whether the log is still the file that is written, and as long as what was written.
+    fn is_intact(&self, length: u64) -> io::Result<bool> {
+        Ok(self.length()? == length)
+    }
+}
+
+/// A log that is ready to be continued.
+pub(super) struct Opened {
+    pub(super) disk: Box<dyn Disk>,
+    pub(super) head: Head,
+    /// What a power cut had left of a last line.
+    pub(super) torn: Option<Torn>,
+    pub(super) sealer: Option<Sealer>,
 }
 
 pub(super) struct FileDisk {
@@ -56,14 +78,13 @@ pub(super) struct FileDisk {
     _lock: File,
 }
 
-pub(super) struct Opened {
-    pub(super) disk: FileDisk,
-    pub(super) head: Head,
-    pub(super) torn: Option<Torn>,
-}
-
 impl FileDisk {
-    pub(super) fn open(dir: &Path, largest: u64) -> Result<Opened, AuditError> {
+    /// With an origin the log's tree is signed by a key of its own, under this name.
+    pub(super) fn open(
+        dir: &Path,
+        largest: u64,
+        origin: Option<&str>,
+    ) -> Result<Opened, AuditError> {
         let open = |cause: io::Error| AuditError::Open(dir.to_owned(), Arc::new(cause));
         let mut made = std::fs::DirBuilder::new();
         made.recursive(true).mode(0o700).create(dir).map_err(open)?;
@@ -73,25 +94,27 @@ impl FileDisk {
             Err(TryLockError::WouldBlock) => return Err(AuditError::InUse(dir.to_owned())),
             Err(TryLockError::Error(error)) => return Err(open(error)),
         }
-        let damaged = |bad: BadRecord| AuditError::Damaged(dir.to_owned(), Arc::new(bad));
         let refused = |failure: Failure| match failure {
             Failure::Io(error) => open(error),
-            Failure::Bad(bad) => damaged(bad),
+            Failure::Bad(bad) => AuditError::Damaged(dir.to_owned(), Arc::new(bad)),
+            Failure::Checkpoint(bad) => AuditError::Checkpoint(dir.to_owned(), Arc::new(bad)),
         };
+        let found = origin.map(|origin| Found::look(dir, origin)).transpose()?;
         // The newest closed file tells where the current one must go on; older ones may have been moved away.
-        let newest = closed_files(dir).map_err(open)?.pop();
-        let start = match newest {
+        let closed = closed_files(dir).map_err(open)?;
+        let start = match closed.last() {
             None => Start::Genesis,
             Some(path) => {
                 let expect = Expect {
                     start: Start::Anywhere,
                     ..Expect::default()
                 };
-                let verified = read(&path, &expect, false)
-                    .map_err(open)?
-                    .map_err(refused)?;
-                Start::After(verified.map_err(damaged)?.head)
+                Start::After(read(path, &expect, false).map_err(refused)?.head)
             }
+        };
+        let seals = match &found {
+            None => None,
+            Some(found) => Some(seals(dir, &closed, found).map_err(refused)?),
         };
         let path = dir.join(FILE_NAME);
         let file = options().open(&path).map_err(open)?;
@@ -99,13 +122,17 @@ impl FileDisk {
         sync_dir(dir).map_err(open)?;
         let expect = Expect {
             start,
+            seals,
             ..Expect::default()
         };
-        let verified = read(&path, &expect, true).map_err(open)?.map_err(refused)?;
-        let verified = verified.map_err(damaged)?;
+        let verified = read(&path, &expect, true).map_err(refused)?;
         if let Some(torn) = &verified.torn {
             set_aside(&file, dir, torn, verified.head.seq + 1).map_err(open)?;
         }
+        let sealer = match (found, verified.sealed) {
+            (Some(found), Some(sealed)) => Some(found.open(dir, sealed.tree)?),
+            _ => None,
+        };
         let disk = Self {
             dir: dir.to_owned(),
             file,
@@ -113,11 +140,42 @@ impl FileDisk {
             _lock: lock,
         };
         Ok(Opened {
-            disk,
+            disk: Box::new(disk),
             head: verified.head,
             torn: verified.torn,
+            sealer,
         })
     }
+}
+
+/// What the current file is compared with: the tree at the end of the closed ones, and the newest checkpoints.
+fn seals(dir: &Path, closed: &[PathBuf], found: &Found) -> Result<Seals, Failure> {
+    let last = closed
+        .last()
+        .and_then(|path| closed_number(path))
+        .unwrap_or(0);
+    let before = match read_tree(dir, last) {
+        Some(tree) => tree,
+        // A log from before there were trees: all of it is read once.
+        None => tree_of(closed).ok_or(Failure::Checkpoint(BadCheckpoint::Start(last + 1)))?,
+    };
+    let newest = found.checkpoints.last().map(Checkpoint::size);
+    if newest.is_some_and(|newest| newest < before.size()) {
+        return Err(Failure::Checkpoint(BadCheckpoint::None));
+    }
+    Ok(Seals {
+        before,
+        checkpoints: found.checkpoints.clone(),
+        following: Vec::new(),
+    })
+}
+
+fn tree_of(files: &[PathBuf]) -> Option<Tree> {
+    let expect = Expect {
+        seals: Some(Seals::default()),
+        ..Expect::default()
+    };
+    Some(verify_against(files, &expect).ok()?.sealed?.tree)
 }
 
 fn options() -> OpenOptions {
@@ -135,28 +193,20 @@ fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
-type Read = Result<Result<Verified, BadRecord>, Failure>;
-
-fn read(path: &Path, expect: &Expect, last: bool) -> io::Result<Read> {
+fn read(path: &Path, expect: &Expect, last: bool) -> Result<Verified, Failure> {
     let mut chain = Chain::new(expect);
     let reader = io::BufReader::with_capacity(256 * 1024, File::open(path)?);
-    Ok(match chain.file(path, reader, last) {
-        Ok(()) => Ok(chain.end(path)),
-        Err(failure) => Err(failure),
-    })
+    chain.file(path, reader, last)?;
+    chain.end(path)
 }
 
 /// The closed files in the order of their records.
 pub(super) fn closed_files(dir: &Path) -> io::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(dir)? {
-        let entry = entry?;
-        let name = entry.file_name();
-        let number = name
-            .to_str()
-            .and_then(|name| name.strip_prefix("audit-")?.strip_suffix(".jsonl"));
-        if number.is_some_and(|n| n.len() == 20 && n.bytes().all(|b| b.is_ascii_digit())) {
-            files.push(entry.path());
+        let path = entry?.path();
+        if closed_number(&path).is_some() {
+            files.push(path);
         }
     }
     // Numbers of one width sort as texts do.
@@ -208,6 +258,14 @@ impl Disk for FileDisk {
         std::fs::rename(&current, self.dir.join(format!("audit-{last:020}.jsonl")))?;
         self.file = options().open(&current)?;
         sync_dir(&self.dir)
+    }
+
+    fn is_intact(&self, length: u64) -> io::Result<bool> {
+        let (ours, named) = (
+            self.file.metadata()?,
+            std::fs::metadata(self.dir.join(FILE_NAME))?,
+        );
+        Ok(ours.ino() == named.ino() && ours.dev() == named.dev() && ours.len() == length)
     }
 }
 
@@ -309,18 +367,21 @@ struct Writer {
     dirty: bool,
     own: OwnRecords,
     counts: Arc<Counts>,
+    sealer: Option<Sealer>,
 }
 
 /// Writes the first record and starts the thread.
 pub(super) fn start(
-    disk: Box<dyn Disk>,
-    head: Head,
+    opened: Opened,
     started: Entry,
     own: OwnRecords,
     commands: mpsc::Receiver<Command>,
     overflow: Arc<Mutex<VecDeque<Command>>>,
     counts: Arc<Counts>,
 ) -> io::Result<()> {
+    let Opened {
+        disk, head, sealer, ..
+    } = opened;
     let length = disk.length()?;
     let mut writer = Writer {
         disk,
@@ -329,8 +390,10 @@ pub(super) fn start(
         dirty: false,
         own,
         counts,
+        sealer,
     };
     writer.append(&[Box::new(started)])?;
+    writer.seal(Durable::Now)?;
     let run = move || writer.run(commands, &overflow);
     std::thread::Builder::new()
         .name("audit".to_owned())
@@ -373,7 +436,10 @@ impl Writer {
         );
         let also = self.group(rest);
         let stopped = Box::new(self.own.record(Action("log.stop")));
-        let ended = self.append(&[stopped]).map(drop).map_err(|error| {
+        let ended = self
+            .append(&[stopped])
+            .and_then(|_| self.seal(Durable::Now));
+        let ended = ended.map_err(|error| {
             report_write_failure(&error);
             AuditError::Write(Arc::new(error))
         });
@@ -387,6 +453,7 @@ impl Writer {
     /// Writes a group and answers its callers; returns the wish to close, if one was in it.
     fn group(&mut self, commands: Vec<Command>) -> Option<oneshot::Sender<Result<(), AuditError>>> {
         let (mut entries, mut answers, mut close) = (Vec::new(), Vec::new(), None);
+        let mut seals = Vec::new();
         for command in commands {
             match command {
                 Command::Record(entry, answer) => {
@@ -394,19 +461,33 @@ impl Writer {
                     answers.push(answer);
                 }
                 Command::Wake => {}
+                Command::Seal(done) => seals.push(done),
                 Command::Close(done) => close = Some(done),
             }
         }
-        if entries.is_empty() {
-            return close;
+        // What had to wait beside the queue may be more than one group.
+        let mut answers = answers.into_iter();
+        for part in entries.chunks(LARGEST_GROUP) {
+            self.write(part, answers.by_ref().take(part.len()));
         }
+        for done in seals {
+            done.send(self.asked_to_seal()).ok();
+        }
+        close
+    }
+
+    fn write(
+        &mut self,
+        entries: &[Box<Entry>],
+        answers: impl ExactSizeIterator<Item = Option<Answer>>,
+    ) {
         self.next_file_if_full();
-        match self.append(&entries) {
+        match self.append(entries) {
             Ok(receipts) => {
                 self.counts
                     .written
                     .fetch_add(receipts.len() as u64, Ordering::Relaxed);
-                for (answer, receipt) in answers.into_iter().zip(receipts) {
+                for (answer, receipt) in answers.zip(receipts) {
                     // A caller that went away does not need its receipt.
                     answer.map(|answer| answer.send(Ok(receipt)).ok());
                 }
@@ -417,12 +498,45 @@ impl Writer {
                     .fetch_add(answers.len() as u64, Ordering::Relaxed);
                 report_write_failure(&error);
                 let error = Arc::new(error);
-                for answer in answers.into_iter().flatten() {
+                for answer in answers.flatten() {
                     answer.send(Err(AuditError::Write(Arc::clone(&error)))).ok();
                 }
             }
         }
-        close
+        // Nobody waits for it any more.
+        if self.sealer.as_ref().is_some_and(Sealer::is_due) {
+            self.seal(Durable::Later).ok();
+        }
+    }
+
+    /// Signs on request, and looks whether the file is still the one that was written.
+    fn asked_to_seal(&mut self) -> Result<Checkpoint, AuditError> {
+        let intact = self.dirty || self.disk.is_intact(self.length).unwrap_or(false);
+        if !intact && self.counts.intact.swap(false, Ordering::Relaxed) {
+            tracing::error!(
+                "the audit log is not the file any more that was written, or not as long"
+            );
+        }
+        let failed = |error| AuditError::Write(Arc::new(error));
+        self.seal(Durable::Now).map_err(failed)?;
+        let newest = self.sealer.as_ref().map(|sealer| sealer.newest().clone());
+        newest.ok_or(AuditError::NotSigned)
+    }
+
+    /// Signs the tree, where the log has a key.
+    fn seal(&mut self, durable: Durable) -> io::Result<()> {
+        let Some(sealer) = &mut self.sealer else {
+            return Ok(());
+        };
+        let sealed = sealer.seal().and_then(|_| match durable {
+            Durable::Now => sealer.flush(),
+            Durable::Later => Ok(()),
+        });
+        self.counts.signed(sealer.newest().size(), &self.own.clock);
+        sealed.inspect_err(|error| {
+            self.counts.unsigned.fetch_add(1, Ordering::Relaxed);
+            tracing::error!(error = %ErrorChain(error), "a checkpoint of the audit log could not be written");
+        })
     }
 
     /// Goes on in the next file when this one is large enough. When that fails it goes on in this one, which is only large.
@@ -433,7 +547,8 @@ impl Writer {
         let rotated = Box::new(self.own.record(Action("log.rotate")));
         let turned = self
             .append(&[rotated])
-            .and_then(|_| self.disk.next_file(self.head.seq));
+            .and_then(|_| self.sealer.as_mut().map_or(Ok(()), Sealer::turn))
+            .and_then(|()| self.disk.next_file(self.head.seq));
         match turned {
             Ok(()) => self.length = 0,
             Err(error) => report_write_failure(&error),
@@ -447,6 +562,7 @@ impl Writer {
             self.dirty = false;
         }
         let (mut head, mut bytes, mut receipts) = (self.head.clone(), Vec::new(), Vec::new());
+        let mut leaves = Vec::new();
         for entry in entries {
             let mut value = serde_json::to_value(entry)?;
             tame(&mut value);
@@ -455,6 +571,9 @@ impl Writer {
             let line = canonical(&value)
                 .ok_or_else(|| io::Error::other("a value is outside the range of the record"))?;
             head = Head::after(head.seq + 1, line.as_bytes());
+            if self.sealer.is_some() {
+                leaves.push(leaf(line.as_bytes()));
+            }
             bytes.extend_from_slice(line.as_bytes());
             bytes.push(b'\n');
             receipts.push(Receipt {
@@ -468,6 +587,18 @@ impl Writer {
         self.dirty = false;
         self.length += bytes.len() as u64;
         self.head = head;
+        if let Some(sealer) = &mut self.sealer {
+            leaves.into_iter().for_each(|leaf| sealer.push(leaf));
+            self.counts.records.store(sealer.size(), Ordering::Relaxed);
+        }
         Ok(receipts)
     }
+}
+
+/// When a checkpoint must be on the disk.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Durable {
+    Now,
+    /// When the kernel likes: a power cut loses it, and the next start signs the same records again.
+    Later,
 }
