@@ -56,6 +56,8 @@ pub struct Follower {
 /// Object by object, the revision that the agent holds.
 #[derive(Default)]
 struct Told {
+    /// The revision up to which the agent's view is known to be this.
+    up_to: u64,
     entries: BTreeMap<EntryId, u64>,
     bundles: BTreeMap<TrustDomain, u64>,
 }
@@ -65,6 +67,7 @@ impl Told {
         let entries = view.entries.values();
         let bundles = view.bundles.values();
         Self {
+            up_to: view.revision,
             entries: entries.map(|e| (e.id.clone(), e.revision)).collect(),
             bundles: bundles
                 .map(|b| (b.trust_domain.clone(), b.revision))
@@ -136,8 +139,15 @@ impl Follower {
     /// The next step after [`Follower::first`]; none if nothing changed for this agent.
     pub async fn next(&mut self) -> Result<Option<Step>, StoreError> {
         self.registry.refresh().await?;
-        let view = self.registry.view(&self.agent);
-        let told = self.told.take().unwrap_or_default();
+        let mut told = self.told.take().unwrap_or_default();
+        let view = match self.registry.view_after(&self.agent, told.up_to) {
+            Ok(view) => view,
+            Err(revision) => {
+                told.up_to = revision;
+                self.told = Some(told);
+                return Ok(None);
+            }
+        };
         let new = Told::of(&view);
         let step = Step {
             revision: view.revision,

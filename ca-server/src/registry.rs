@@ -150,6 +150,16 @@ impl Registry {
         self.read().view(agent)
     }
 
+    /// The view of an agent if it may be another than at a revision, else the revision up to which it is the same.
+    /// Call [`Registry::refresh`] first.
+    pub fn view_after(&self, agent: &SpiffeId, since: u64) -> Result<AgentView, u64> {
+        let index = self.read();
+        match index.may_have_changed(agent, since) {
+            true => Ok(index.view(agent)),
+            false => Err(index.revision()),
+        }
+    }
+
     /// What changed after a revision for an agent, if that can be told from the changes alone.
     pub async fn changed_since(
         &self,

@@ -171,6 +171,21 @@ async fn another_epoch_or_a_revision_from_the_future_gets_a_snapshot() {
     );
 }
 
+#[tokio::test]
+async fn a_change_for_one_agent_makes_no_new_view_for_another() {
+    let (stores, registry) = setting().await;
+    let at = registry.view(&id(A)).revision;
+    let other = entry("pay", "/pay", "/spire/agent/join_token/b", &["unix:uid:2"]);
+    stores.entries.create(other).await.unwrap();
+    registry.refresh().await.unwrap();
+    let same = registry.view_after(&id(A), at).unwrap_err();
+    assert!(same > at);
+    let own = entry("web", "/web", A, &["unix:uid:1"]);
+    stores.entries.create(own).await.unwrap();
+    registry.refresh().await.unwrap();
+    assert_eq!(registry.view_after(&id(A), same).unwrap().entries.len(), 1);
+}
+
 #[derive(Clone, Debug)]
 enum Act {
     Create(usize, usize),
@@ -192,7 +207,7 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(96))]
+    #![proptest_config(ProptestConfig::with_cases(256))]
 
     /// Whatever happens, and however often an agent reconnects, after each step it holds exactly its view.
     #[test]
@@ -207,7 +222,7 @@ proptest! {
             for act in acts {
                 match act {
                     Act::Create(name, parent) => {
-                        let new = entry(&format!("e{name}"), &format!("/e{name}"), parents[parent], &["k8s_psat:cluster:prod"]);
+                        let new = entry(&format!("e{name}"), &format!("/e{}", name % 3), parents[parent], &["k8s_psat:cluster:prod"]);
                         stores.entries.create(new).await.unwrap();
                     }
                     Act::Delete(name) => {

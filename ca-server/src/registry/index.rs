@@ -22,6 +22,17 @@ pub(super) struct Index {
     nodes: HashMap<SpiffeId, Arc<Node>>,
     own_bundle: Option<Arc<StoredBundle>>,
     foreign_bundles: BTreeMap<TrustDomain, Arc<StoredBundle>>,
+    touched: Touched,
+}
+
+/// Whom the changes concerned, so that a change to one node's entries costs the other nodes a look and not a new view.
+/// Where that cannot be said of one name, it concerns everybody.
+#[derive(Default)]
+struct Touched {
+    /// The last revision that may have concerned any node.
+    everybody: u64,
+    /// The last revision that concerned the nodes of this name: an agent's ID, or that of an alias.
+    by_name: HashMap<SpiffeId, u64>,
 }
 
 /// Whether a parent is a node or the server: then what lies below it depends on no other entry.
@@ -39,12 +50,26 @@ impl Index {
     }
 
     pub(super) fn apply(&mut self, change: ChangeSet) {
+        let revision = change.revision;
+        if change.own_bundle.is_some()
+            || !change.foreign_bundles.is_empty()
+            || !change.removed_trust_domains.is_empty()
+            || !change.removed_nodes.is_empty()
+        {
+            self.touched.everybody = revision;
+        }
+        for node in &change.nodes {
+            self.touched.by_name.insert(node.id.clone(), revision);
+        }
+        for id in &change.removed_nodes {
+            self.touched.by_name.remove(id);
+        }
         for id in &change.removed_entries {
-            self.remove(id);
+            self.remove(id, revision);
         }
         for entry in change.entries {
-            self.remove(&entry.id);
-            self.insert(entry);
+            self.remove(&entry.id, revision);
+            self.insert(entry, revision);
         }
         for id in &change.removed_nodes {
             self.nodes.remove(id);
@@ -62,10 +87,11 @@ impl Index {
             self.foreign_bundles
                 .insert(bundle.trust_domain.clone(), bundle);
         }
-        self.revision = change.revision;
+        self.revision = revision;
     }
 
-    fn insert(&mut self, entry: Arc<Entry>) {
+    fn insert(&mut self, entry: Arc<Entry>, revision: u64) {
+        self.touch(&entry, revision);
         let id = entry.id.clone();
         self.by_parent
             .entry(entry.parent_id.clone())
@@ -82,14 +108,49 @@ impl Index {
         self.entries.insert(id, entry);
     }
 
-    fn remove(&mut self, id: &EntryId) {
+    fn remove(&mut self, id: &EntryId, revision: u64) {
         let Some(entry) = self.entries.remove(id) else {
             return;
         };
+        self.touch(&entry, revision);
         drop_from(&mut self.by_parent, &entry.parent_id, id);
         drop_from(&mut self.by_identity, &entry.spiffe_id, id);
         self.aliases.remove(id);
         self.nested -= usize::from(!is_root(&entry.parent_id));
+    }
+
+    /// An entry came or goes. It concerns the nodes of its parent's name, if that names nodes only and nothing is below the
+    /// entry; an alias, and what stands in a chain, concerns everybody.
+    fn touch(&mut self, entry: &Entry, revision: u64) {
+        let parent = &entry.parent_id;
+        let leaf = !entry.is_node_alias() && !self.by_parent.contains_key(&entry.spiffe_id);
+        if leaf && self.names_nodes_only(parent) {
+            self.touched.by_name.insert(parent.clone(), revision);
+        } else {
+            self.touched.everybody = revision;
+        }
+    }
+
+    /// Whether an ID is reached from nodes directly and through no other entry.
+    fn names_nodes_only(&self, id: &SpiffeId) -> bool {
+        match self.by_identity.get(id) {
+            Some(holders) => holders.is_subset(&self.aliases),
+            None => is_root(id),
+        }
+    }
+
+    /// Whether what an agent may serve can be another than at a revision.
+    pub(super) fn may_have_changed(&self, agent: &SpiffeId, since: u64) -> bool {
+        let after = |name: &SpiffeId| {
+            let touched = self.touched.by_name.get(name);
+            touched.is_some_and(|&revision| revision > since)
+        };
+        self.touched.everybody > since
+            || after(agent)
+            || self
+                .nodes
+                .get(agent)
+                .is_none_or(|node| self.names_of(node).any(after))
     }
 
     /// The names of a node: its own and those of the aliases that match its selectors.
