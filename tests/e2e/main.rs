@@ -5,6 +5,7 @@ mod crash;
 mod deploy;
 mod dev;
 mod kubernetes;
+mod restart;
 mod rotation;
 mod rules;
 mod security_rows;

@@ -27,10 +27,11 @@ use crate::{
         workload::WorkloadApi,
     },
     attestor::{Attestor, unix::UnixAttestor},
-    bootstrap::{Bootstrap, BootstrapError, Proof, Proven, StateDir, StateError},
+    bootstrap::{Bootstrap, BootstrapError, Proof, Proven},
     config::AgentConfig,
     metrics::Metrics,
     rotation::{self, Random},
+    state::{self, StateDir, StateError},
     tokens::Tokens,
     upstream::{Banned, Remote, Upstream},
     vault::Vault,
@@ -87,7 +88,7 @@ impl App {
             .await?;
         let workload_socket = BoundSocket::bind(&config.workload_socket(), 0o777)?;
         let admin_socket = BoundSocket::bind(&config.admin_socket(), 0o666)?;
-        let state = StateDir::open(&config.data_dir)?;
+        let state = StateDir::open(&config.data_dir, config.sealing_key.as_deref())?;
         let audit = match &config.audit.dir {
             Some(dir) => Some(AuditLog::open(dir, "workload-agent", &clock)?),
             None => None,
@@ -110,7 +111,13 @@ impl App {
             state,
             clock: clock.clone(),
         };
-        let vault = Arc::new(Vault::new(own));
+        let vault = Arc::new(Vault::new(own.clone()));
+        // Only what this very agent held counts, and who may have it is asked of the kernel anew.
+        if let Some(kept) = bootstrap.state.identity(&own)?
+            && let Some(held) = bootstrap.state.node(&own, kept.identity.id(), clock.now())
+        {
+            vault.restore(held, clock.now());
+        }
         let attestor = Attestor::new(UnixAttestor::new(config.limits.executable_size.as_bytes()));
         let tasks = Tasks::new("workload-agent");
         let (self_view, own_view) = watch::channel(SelfView::default());
@@ -282,9 +289,14 @@ struct Heart {
 
 impl Heart {
     async fn beat(self, stop: Stop) -> Result<(), BootstrapError> {
-        let Some(proven) = prove(&self.bootstrap, &self.clock, &stop).await? else {
+        let proven = tokio::select! {
+            proven = prove(&self.bootstrap, &self.clock, &stop) => proven?,
+            never = rotation::withdraw_expired(&self.vault, &self.clock) => match never {},
+        };
+        let Some(proven) = proven else {
             return Ok(());
         };
+        let state = self.bootstrap.state.clone();
         let _attested: ReadyPart = self.identity_ready.done();
         let upstream = Arc::new(Upstream::new(
             self.bootstrap,
@@ -311,6 +323,16 @@ impl Heart {
             rotation::run(vault, signer, connections, clock, metrics, stop)
         });
 
+        let (vault, clock, metrics, named) = (
+            Arc::clone(&self.vault),
+            self.clock.clone(),
+            self.metrics.clone(),
+            Arc::clone(&upstream),
+        );
+        self.tasks.spawn("state", |stop| {
+            state::keep(state, vault, move || named.id(), clock, metrics, stop)
+        });
+
         // From here on: tell the admin socket and the metrics what is known.
         let (mut views, mut links, mut synced) =
             (self.vault.watch(), upstream.status(), Some(self.synced));
@@ -326,7 +348,7 @@ impl Heart {
             {
                 tracing::info!(
                     entries = view.roster().map_or(0, |roster| roster.len()),
-                    "the agent is in step with its ca-server"
+                    "the agent knows who may have which identity"
                 );
                 drop(part.done());
             }

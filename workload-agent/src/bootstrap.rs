@@ -2,8 +2,6 @@
 //! Trusts the configured bundle on first contact, and only a server with the ID `/spire/server` in it.
 //! Never shows a token or key, never uses an answer that a peer would refuse.
 
-mod state;
-
 use std::{
     io,
     path::PathBuf,
@@ -26,10 +24,10 @@ use proto::{
 use tonic::transport::Channel;
 use zeroize::Zeroizing;
 
-pub use self::state::{StateDir, StateError};
 use crate::{
     config::{BundleFormat, NodeAttestation, ServerOptions},
     rotation::{self, SvidFault},
+    state::{StateDir, StateError},
     upstream::{self, Remote},
 };
 
@@ -290,7 +288,7 @@ impl Bootstrap {
     pub fn resume(&self) -> Result<Option<Proven>, BootstrapError> {
         let Some(kept) = self
             .state
-            .load(&self.remote.trust_domain)
+            .identity(&self.remote.trust_domain)
             .map_err(BootstrapError::State)?
         else {
             return Ok(None);
@@ -344,7 +342,7 @@ impl Bootstrap {
         let identity = accept(svid, &key, &bundles, result.reattestable, self.clock.now())?;
         let proven = Proven { identity, bundle };
         self.state
-            .save(&proven.identity, &proven.bundle)
+            .keep_identity(&proven.identity, &proven.bundle)
             .map_err(BootstrapError::State)?;
         tracing::info!(id = %proven.identity.id(), "this node is attested");
         Ok(proven)
@@ -376,7 +374,7 @@ impl Bootstrap {
             bundle: bundle.clone(),
         };
         self.state
-            .save(&proven.identity, &proven.bundle)
+            .keep_identity(&proven.identity, &proven.bundle)
             .map_err(BootstrapError::State)?;
         Ok(proven)
     }

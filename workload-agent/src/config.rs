@@ -22,8 +22,11 @@ pub struct AgentConfig {
     pub trust_domain: String,
     /// Where the ca-server is, and how to know it on first contact.
     pub server: ServerOptions,
-    /// Where the agent keeps its own key and SVID between restarts. Made with mode 0700.
+    /// Where the agent keeps, sealed, what a restart goes on with. Made with mode 0700.
     pub data_dir: PathBuf,
+    /// The file with the key that seals it, made on the first start. Absent: `sealing.key` in `dataDir`, which protects a copied file
+    /// but not a copied directory. Elsewhere, such as on a file system in memory, it protects that too.
+    pub sealing_key: Option<PathBuf>,
     /// The socket that workloads use.
     pub workload_api: WorkloadApiOptions,
     /// The socket for administrators of this node.
@@ -46,6 +49,7 @@ impl Default for AgentConfig {
             trust_domain: String::new(),
             server: ServerOptions::default(),
             data_dir: "/var/lib/finial/workload-agent".into(),
+            sealing_key: None,
             workload_api: WorkloadApiOptions::default(),
             admin: AdminOptions::default(),
             node_attestation: NodeAttestation::default(),

@@ -3,7 +3,8 @@
 //! never lets one leave the node.
 //!
 //! Reading order: [`app`] ties the parts together. In: [`bootstrap`] (what this node is) and [`upstream`] (what the CA says).
-//! In the middle: [`vault`] (what is held), [`rotation`] (what to renew), [`tokens`] (JWT-SVIDs). Out: [`api`] (the sockets), [`attestor`] (who asks),
+//! In the middle: [`vault`] (what is held), [`rotation`] (what to renew), [`tokens`] (JWT-SVIDs),
+//! [`state`] (what survives a restart). Out: [`api`] (the sockets), [`attestor`] (who asks),
 //! [`explain`] (why or why not).
 
 pub mod api;
@@ -15,6 +16,7 @@ pub mod config;
 pub mod explain;
 pub mod metrics;
 pub mod rotation;
+pub mod state;
 pub mod tokens;
 pub mod upstream;
 pub mod vault;

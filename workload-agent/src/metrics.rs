@@ -23,6 +23,7 @@ pub struct Metrics {
     no_identity: Family<Labels, Counter>,
     updates: Family<Labels, Counter>,
     refused_connections: Family<Labels, Counter>,
+    state_writes: Family<Labels, Counter>,
 }
 
 impl Default for Metrics {
@@ -52,6 +53,7 @@ impl Metrics {
             no_identity: Family::default(),
             updates: Family::default(),
             refused_connections: Family::default(),
+            state_writes: Family::default(),
             registry,
         };
         let registry = &new.registry;
@@ -104,6 +106,11 @@ impl Metrics {
             "workload_agent_refused_connections",
             "Connections closed before any call",
             new.refused_connections.clone(),
+        );
+        registry.register(
+            "workload_agent_state_writes",
+            "Writes of what a restart goes on with",
+            new.state_writes.clone(),
         );
         new
     }
@@ -175,6 +182,13 @@ impl Metrics {
     pub(crate) fn refused_connection(&self, reason: &'static str) {
         self.refused_connections
             .get_or_create(&vec![("reason", reason.into())])
+            .inc();
+    }
+
+    pub(crate) fn state_kept(&self, done: bool) {
+        let result = if done { "ok" } else { "failed" };
+        self.state_writes
+            .get_or_create(&vec![("result", result.into())])
             .inc();
     }
 

@@ -117,6 +117,22 @@ pub struct Plan {
     pub lapsed: bool,
 }
 
+impl Plan {
+    /// What has run out goes, whether or not there is anything in its place.
+    fn withdraw(&self, vault: &Vault) {
+        if !self.discard.is_empty() {
+            tracing::warn!(
+                count = self.discard.len(),
+                "SVIDs have expired and are no longer served"
+            );
+            vault.discard(&self.discard);
+        }
+        if self.lapsed {
+            vault.touch();
+        }
+    }
+}
+
 /// Failures of single identities, and when to try each again.
 #[derive(Debug, Default)]
 pub struct Failures {
@@ -267,16 +283,7 @@ pub async fn run<S: Sign>(
             now,
         );
         last_look = now;
-        if !plan.discard.is_empty() {
-            tracing::warn!(
-                count = plan.discard.len(),
-                "SVIDs have expired and are no longer served"
-            );
-            vault.discard(&plan.discard);
-        }
-        if plan.lapsed {
-            vault.touch();
-        }
+        plan.withdraw(&vault);
         let resting = rest_until.is_some_and(|until| now < until);
         if !plan.renew.is_empty() && !resting {
             let entries: Vec<_> = plan
@@ -319,6 +326,27 @@ pub async fn run<S: Sign>(
             Ok(()) = views.changed() => {}
             Ok(()) = pins.changed() => {}
             Ok(()) = reconnected.changed() => (failed_calls, rest_until) = (0, None),
+        }
+    }
+}
+
+/// Withdraws what runs out, for as long as there is nobody who could renew it.
+pub async fn withdraw_expired(vault: &Vault, clock: &Clock) -> std::convert::Infallible {
+    let (mut views, mut last_look) = (vault.watch(), clock.now());
+    loop {
+        let (view, now) = (Arc::clone(&views.borrow_and_update()), clock.now());
+        let plan = plan(&view, &HashMap::new(), &Failures::default(), last_look, now);
+        last_look = now;
+        plan.withdraw(vault);
+        let timer = async {
+            match plan.wake_at {
+                Some(at) => clock.sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = timer => {}
+            Ok(()) = views.changed() => {}
         }
     }
 }

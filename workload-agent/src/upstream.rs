@@ -527,7 +527,7 @@ impl Upstream {
         };
         let identity = self.identity();
         self.cell.replace_bundles(only(Arc::clone(&own)));
-        if let Err(error) = self.bootstrap.state.save(&identity, &own) {
+        if let Err(error) = self.bootstrap.state.keep_identity(&identity, &own) {
             tracing::error!(error = %ErrorChain(&error), "the new trust bundle is in use but was not kept for the next start");
         }
         let proven = verify_x509_svid(identity.svid.chain(), &only(own), now);

@@ -14,7 +14,7 @@ use mesh_identity::{
 use tokio::sync::watch;
 use zeroize::Zeroizing;
 
-use crate::attestor::Wanted;
+use crate::{attestor::Wanted, state::NodeState};
 
 /// A workload's private key: PKCS#8 in DER, wiped when dropped, never printed.
 pub struct SvidKey(Zeroizing<Vec<u8>>);
@@ -426,14 +426,29 @@ impl Vault {
                     .collect(),
             );
             if !same_authorities {
-                // What a tainted authority signed is served until its successor is there.
-                let broken = view.svids.iter().filter(|(_, held)| {
-                    verify_x509_svid(held.svid.chain(), &bundles, now)
-                        .map_or(true, |proven| proven.authority_tainted)
-                });
-                view.distrusted = Arc::new(broken.map(|(id, _)| id.clone()).collect());
+                view.distrusted = Arc::new(distrusted(&view.svids, &bundles, now));
             }
             view.bundles = Arc::new(bundles);
+            view.roster = Some(Arc::new(roster));
+        });
+    }
+
+    /// Begins with what the last run held, as long as the CA has said nothing.
+    pub fn restore(&self, kept: NodeState, now: SystemTime) {
+        self.change(|view| {
+            if view.roster.is_some() {
+                return;
+            }
+            let roster = Roster::new(kept.entries);
+            let svids = kept.svids.into_iter().filter(|held| {
+                roster
+                    .get(&held.entry.id)
+                    .is_some_and(|entry| entry.spiffe_id == held.entry.spiffe_id)
+            });
+            let svids = svids.map(|held| (held.entry.id.clone(), Arc::new(held)));
+            view.svids = Arc::new(svids.collect());
+            view.distrusted = Arc::new(distrusted(&view.svids, &kept.bundles, now));
+            view.bundles = Arc::new(kept.bundles);
             view.roster = Some(Arc::new(roster));
         });
     }
@@ -489,6 +504,19 @@ impl Vault {
         change(&mut view);
         self.view.send_replace(Arc::new(view));
     }
+}
+
+/// Those that the bundles no longer verify, or by a tainted authority: these are served until their successors are there.
+fn distrusted(
+    svids: &BTreeMap<EntryId, Arc<HeldSvid>>,
+    bundles: &BundleSet,
+    now: SystemTime,
+) -> BTreeSet<EntryId> {
+    let broken = svids.iter().filter(|(_, held)| {
+        verify_x509_svid(held.svid.chain(), bundles, now)
+            .map_or(true, |proven| proven.authority_tainted)
+    });
+    broken.map(|(id, _)| id.clone()).collect()
 }
 
 /// Entries in demand; dropping it ends the demand.

@@ -1,8 +1,6 @@
-//! Tokens, bundles and the file that keeps the identity.
+//! Tokens and bundles.
 
-use std::os::unix::fs::PermissionsExt;
-
-use mesh_identity::test_util::{self, Made};
+use mesh_identity::test_util::Made;
 
 use super::*;
 
@@ -21,72 +19,6 @@ fn identity(root: &Made) -> Proven {
 
 fn own() -> TrustDomain {
     "dev.test".parse().unwrap()
-}
-
-#[test]
-fn a_kept_identity_comes_back_whole() {
-    mesh_tls::install_default_provider();
-    let dir = tempfile::tempdir().unwrap();
-    let state = StateDir::open(&dir.path().join("data")).unwrap();
-    assert!(state.load(&own()).unwrap().is_none());
-    let proven = identity(&Made::root("dev.test"));
-    state.save(&proven.identity, &proven.bundle).unwrap();
-    let back = state.load(&own()).unwrap().unwrap();
-    assert_eq!(
-        (back.identity.svid.clone(), back.bundle.clone()),
-        (proven.identity.svid.clone(), proven.bundle.clone())
-    );
-    assert_eq!(*back.identity.key, *proven.identity.key);
-    assert!(back.identity.reattestable);
-    let mut bundles = BundleSet::new();
-    bundles.insert(back.bundle);
-    back.identity.for_tls(bundles, test_util::now()).unwrap();
-}
-
-#[test]
-fn ag_23_the_file_is_private_and_one_that_is_not_is_refused() {
-    let dir = tempfile::tempdir().unwrap();
-    let state = StateDir::open(&dir.path().join("data")).unwrap();
-    let proven = identity(&Made::root("dev.test"));
-    state.save(&proven.identity, &proven.bundle).unwrap();
-    let file = dir.path().join("data/agent-identity.json");
-    assert_eq!(
-        std::fs::metadata(&file).unwrap().permissions().mode() & 0o7777,
-        0o600
-    );
-    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o640)).unwrap();
-    assert!(matches!(
-        state.load(&own()),
-        Err(StateError::NotPrivate { .. })
-    ));
-    let open = dir.path().join("open");
-    std::fs::create_dir(&open).unwrap();
-    std::fs::set_permissions(&open, std::fs::Permissions::from_mode(0o777)).unwrap();
-    assert!(matches!(
-        StateDir::open(&open),
-        Err(StateError::NotPrivate { .. })
-    ));
-}
-
-#[test]
-fn a_damaged_or_foreign_file_means_attesting_again() {
-    let dir = tempfile::tempdir().unwrap();
-    let state = StateDir::open(dir.path()).unwrap();
-    let proven = identity(&Made::root("dev.test"));
-    state.save(&proven.identity, &proven.bundle).unwrap();
-    let file = dir.path().join("agent-identity.json");
-    let whole = std::fs::read(&file).unwrap();
-    for end in [0, 1, whole.len() / 2, whole.len() - 1] {
-        std::fs::write(&file, &whole[..end]).unwrap();
-        assert!(state.load(&own()).unwrap().is_none(), "cut at {end}");
-    }
-    std::fs::write(&file, &whole).unwrap();
-    assert!(
-        state
-            .load(&"other.test".parse().unwrap())
-            .unwrap()
-            .is_none()
-    );
 }
 
 #[test]

@@ -48,7 +48,7 @@ async fn a_restart_with_a_used_join_token_goes_on_with_the_kept_identity() {
     let agent = Agent::start_in(&ca, crate::rig::directory(), &join_token("only-once")).await;
     agent.ready().await;
     let dir = agent.stop().await;
-    let kept = std::fs::metadata(dir.path().join("data/agent-identity.json")).unwrap();
+    let kept = std::fs::metadata(dir.path().join("data/agent-identity.sealed")).unwrap();
     assert_eq!(kept.mode() & 0o7777, 0o600);
     assert_eq!(
         std::fs::metadata(dir.path().join("data")).unwrap().mode() & 0o777,
@@ -59,6 +59,110 @@ async fn a_restart_with_a_used_join_token_goes_on_with_the_kept_identity() {
     agent.ready().await;
     agent.fetch().await.unwrap();
     assert_eq!(ca.seen().attested.len(), 1, "attested only once");
+}
+
+#[tokio::test]
+async fn a_restart_while_the_ca_is_away_serves_what_the_last_run_held_to_who_is_entitled() {
+    let ca = Ca::start().await;
+    ca.entry("pay", "/pay", &[&my_uid()]);
+    ca.entry("other", "/other", &["unix:uid:4294967"]);
+    let agent = Agent::start(&ca).await;
+    let before = agent.fetch().await.unwrap();
+    ca.down().await;
+    let dir = agent.stop().await;
+
+    let started = tokio::time::Instant::now();
+    let agent = Agent::start_in(&ca, dir, &join_token("none")).await;
+    let after = agent.fetch().await.unwrap();
+    assert!(started.elapsed() < Duration::from_secs(1));
+    assert_eq!(after.identities().len(), 1);
+    assert_eq!(
+        (
+            after.identities()[0].svid.serial(),
+            &*after.identities()[0].key
+        ),
+        (
+            before.identities()[0].svid.serial(),
+            &*before.identities()[0].key
+        )
+    );
+    agent.ready().await;
+
+    // What changed meanwhile counts as soon as the CA is heard again.
+    ca.remove_entry("pay");
+    let mut stream = agent.svids().await.unwrap();
+    next(&mut stream).await.unwrap();
+    ca.up().await;
+    let status = next(&mut stream).await.unwrap_err();
+    assert_eq!(status.code(), Code::PermissionDenied);
+}
+
+#[tokio::test]
+async fn an_agent_whose_own_svid_ran_out_serves_what_it_kept_until_that_runs_out_too() {
+    let ca = Ca::start().await;
+    ca.knobs().reattestable = true;
+    ca.knobs().agent_ttl = Duration::from_secs(2);
+    ca.knobs().svid_ttl = Duration::from_secs(9);
+    ca.entry("pay", "/pay", &[&my_uid()]);
+    let dir = crate::rig::directory();
+    let token = dir.path().join("token");
+    std::fs::write(&token, "t.o.ken").unwrap();
+    let attestation = format!(
+        "  k8sPsat:\n    cluster: kind\n    tokenFile: {}",
+        token.display()
+    );
+    let agent = Agent::start_in(&ca, dir, &attestation).await;
+    agent.ready().await;
+    agent.fetch().await.unwrap();
+    ca.down().await;
+    let dir = agent.stop().await;
+    tokio::time::sleep(Duration::from_millis(3100)).await;
+    let agent = Agent::start_in(&ca, dir, &attestation).await;
+    let mut stream = agent.svids().await.unwrap();
+    next(&mut stream).await.unwrap();
+    assert!(
+        !agent.app.readiness().is_ready(),
+        "the node is not attested"
+    );
+    let status = next(&mut stream).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable, "{status}");
+    ca.up().await;
+    eventually("it rejoins by itself", async || agent.fetch().await.is_ok()).await;
+}
+
+#[tokio::test]
+async fn a_banned_agent_keeps_nothing_for_its_next_start() {
+    let ca = Ca::start().await;
+    ca.entry("pay", "/pay", &[&my_uid()]);
+    let agent = Agent::start(&ca).await;
+    agent.fetch().await.unwrap();
+    ca.down().await;
+    ca.knobs().deny = Some(Reason::AgentBanned);
+    ca.up().await;
+    agent.app.tasks().join().await.unwrap_err();
+    let dir = agent.dir;
+    ca.down().await;
+    let agent = Agent::start_in(&ca, dir, &join_token("none")).await;
+    let status = agent.fetch().await.unwrap_err();
+    assert_eq!(status.code(), Code::PermissionDenied, "{status}");
+}
+
+#[tokio::test]
+async fn damaged_state_does_not_keep_the_agent_from_starting() {
+    let ca = Ca::start().await;
+    ca.entry("pay", "/pay", &[&my_uid()]);
+    let agent = Agent::start(&ca).await;
+    agent.fetch().await.unwrap();
+    let dir = agent.stop().await;
+    let file = dir.path().join("data/node-state.sealed");
+    let mut bytes = std::fs::read(&file).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&file, bytes).unwrap();
+    let agent = Agent::start_in(&ca, dir, &join_token("none")).await;
+    agent.ready().await;
+    agent.fetch().await.unwrap();
+    assert!(file.with_extension("sealed.refused").exists());
 }
 
 #[tokio::test]
