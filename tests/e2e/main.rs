@@ -10,3 +10,4 @@ mod rotation;
 mod rules;
 mod security_rows;
 mod spire;
+mod spire_upstream;

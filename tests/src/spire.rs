@@ -1,4 +1,5 @@
-//! SPIRE's own programs in a test: `spire-server`'s command line against our admin socket, and a real `spire-agent`.
+//! SPIRE's own programs in a test: `spire-server`'s command line against our admin socket, a real `spire-agent`, and a real
+//! `spire-server` for our agent.
 //! They are built by `tests/rig/spire.sh`; nothing of them lies in this repository.
 
 use std::{
@@ -113,6 +114,105 @@ plugins {{
         .await;
         assert!(healthy, "spire-agent did not become healthy");
         agent
+    }
+}
+
+impl Spire {
+    /// A folder in which a real `spire-server` can be started, and started again with the same keys and data.
+    pub fn authority(&self, folder: &Path) -> Authority {
+        fs::create_dir_all(folder).expect("a folder");
+        // Free at this moment; SPIRE does not say which port it got when it is left to choose.
+        let port = std::net::TcpListener::bind("127.0.0.1:0")
+            .and_then(|listener| listener.local_addr())
+            .expect("a free port")
+            .port();
+        let text = folder.display();
+        let config = format!(
+            r#"server {{
+  bind_address = "127.0.0.1"
+  bind_port = {port}
+  socket_path = "{text}/server.sock"
+  trust_domain = "{}"
+  data_dir = "{text}"
+  log_level = "DEBUG"
+  ca_ttl = "1h"
+  default_x509_svid_ttl = "20s"
+  agent_ttl = "30s"
+  experimental {{ cache_reload_interval = "1s" }}
+}}
+plugins {{
+  DataStore "sql" {{ plugin_data {{ database_type = "sqlite3" connection_string = "{text}/data.sqlite3" }} }}
+  KeyManager "disk" {{ plugin_data {{ keys_path = "{text}/keys.json" }} }}
+  NodeAttestor "join_token" {{ plugin_data {{}} }}
+}}
+"#,
+            finial::dev::files::TRUST_DOMAIN,
+        );
+        fs::write(folder.join("server.conf"), config).expect("a configuration file");
+        Authority {
+            address: format!("127.0.0.1:{port}"),
+            verbs: self.server(folder.join("server.sock")),
+            folder: folder.to_owned(),
+            child: None,
+        }
+    }
+}
+
+/// A real `spire-server`; killed when dropped, and its log printed if the test failed.
+pub struct Authority {
+    /// Where agents reach it.
+    pub address: String,
+    /// Its command line.
+    pub verbs: Verbs,
+    folder: PathBuf,
+    child: Option<Child>,
+}
+
+impl Authority {
+    /// Starts it and waits until it is healthy.
+    pub async fn start(&mut self) {
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.folder.join("server.log"))
+            .expect("a log file");
+        let child = Command::new(&self.verbs.program)
+            .args(["run", "-config"])
+            .arg(self.folder.join("server.conf"))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a second handle"))
+            .stderr(log)
+            .spawn()
+            .expect("spire-server starts");
+        self.child = Some(child);
+        let healthy = eventually::within(Duration::from_secs(60), async || {
+            let healthy = self.verbs.say(&["healthcheck"]).code == 0;
+            if !healthy {
+                sleep(Duration::from_millis(200)).await;
+            }
+            healthy
+        });
+        assert!(healthy.await, "spire-server did not become healthy");
+    }
+
+    /// Takes its power away.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().ok();
+            child.wait().ok();
+        }
+    }
+}
+
+impl Drop for Authority {
+    fn drop(&mut self) {
+        self.kill();
+        if std::thread::panicking() {
+            let log = fs::read_to_string(self.folder.join("server.log")).unwrap_or_default();
+            let lines: Vec<_> = log.lines().collect();
+            let end = &lines[lines.len().saturating_sub(60)..];
+            eprintln!("---- end of the log of spire-server\n{}", end.join("\n"));
+        }
     }
 }
 

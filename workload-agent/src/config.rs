@@ -4,15 +4,19 @@
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use mesh_identity::TrustDomain;
 use mesh_runtime::{
-    config::{ByteSize, Config, Findings},
+    config::{ByteSize, Config, Findings, HumanDuration},
     telemetry::{LogOptions, Secret},
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+/// More often than this no server is asked.
+const SHORTEST_SYNC: Duration = Duration::from_millis(500);
 
 /// The configuration of the workload-agent.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
@@ -62,7 +66,7 @@ impl Default for AgentConfig {
 }
 
 /// Where the ca-server is.
-#[derive(Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ServerOptions {
     /// `host:port` of its gRPC door.
@@ -71,6 +75,19 @@ pub struct ServerOptions {
     pub trust_bundle: PathBuf,
     /// The form of that file.
     pub trust_bundle_format: BundleFormat,
+    /// How often a server that cannot push updates is asked for them: SPIRE's. Ours pushes, and this has no effect.
+    pub sync_interval: HumanDuration,
+}
+
+impl Default for ServerOptions {
+    fn default() -> Self {
+        Self {
+            address: String::new(),
+            trust_bundle: PathBuf::new(),
+            trust_bundle_format: BundleFormat::default(),
+            sync_interval: HumanDuration::from_secs(5),
+        }
+    }
 }
 
 /// The form of a trust bundle file.
@@ -242,6 +259,14 @@ impl Config for AgentConfig {
                 &["server.trustBundle"],
                 "no trust bundle is named: the first contact would trust anyone",
                 hint,
+            );
+        }
+        if self.server.sync_interval.get() < SHORTEST_SYNC {
+            found.problem_with_hint(
+                "FNL2009",
+                &["server.syncInterval"],
+                "so many questions would be a burden to the server",
+                "at least 500ms; SPIRE's own agent takes 5s",
             );
         }
         for (path, socket) in [

@@ -146,6 +146,13 @@ impl Metrics {
             .set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
+    pub(crate) fn agent_renewed(&self, done: bool) {
+        let result = if done { "ok" } else { "failed" };
+        self.rotations
+            .get_or_create(&vec![("type", "agent".into()), ("result", result.into())])
+            .inc();
+    }
+
     pub(crate) fn rotated(&self, done: bool) {
         let result = if done { "ok" } else { "failed" };
         self.rotations

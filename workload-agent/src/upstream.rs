@@ -1,129 +1,43 @@
-//! Decides what this agent believes of its CA: one stream of numbered updates, each taken whole or refused with the reason.
+//! Decides what this agent believes of its CA, and keeps its own identity towards it. Two roads lead here and end in the same state:
+//! a stream of numbered updates where the server pushes, questions at intervals where it is SPIRE's and cannot.
 //! Trusts a server that proves `/spire/server` in our own trust domain. Never drops what it has because the CA is away.
 
+mod feed;
+mod heard;
+mod poll;
+mod remote;
+mod sign;
+
 use std::{
-    collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
 };
 
-use futures::{FutureExt as _, future::BoxFuture};
-use mesh_identity::{
-    Bundle, BundleSet, Entry, EntryId, SpiffeId, TrustDomain, verify::verify_x509_svid,
-};
+use mesh_identity::{Bundle, BundleSet, SpiffeId, verify::verify_x509_svid};
 use mesh_runtime::{
-    clock::Clock,
     errors::{Coded, ErrorChain},
     tasks::Stop,
-    telemetry::{Repetition, Secret},
+    telemetry::Repetition,
 };
-use mesh_tls::{Authorizer, ClientConfig, IdentityCell};
-use proto::{
-    convert::{
-        IssuedX509Svid, WireError, denied_because,
-        feed::{Assembly, FromAgent, PART_BYTES, Position, Update, Verdict as Reply},
-    },
-    finial::feed::v1::feed_client::FeedClient,
-    spire::api::{server::svid::v1 as svid_wire, types},
-};
-use tokio::{
-    net::TcpStream,
-    sync::{Notify, mpsc, watch},
-};
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::{
-    Code, Status,
-    transport::{Channel, Endpoint, Uri},
-};
+use mesh_tls::IdentityCell;
+use proto::{convert::denied_because, spire::api::types};
+use tokio::sync::{Notify, watch};
+use tonic::{Code, Status, transport::Channel};
 
+pub(crate) use self::remote::bootstrap_tls;
+use self::{heard::Heard, remote::new_channel};
+pub use self::{heard::UpdateError, remote::Remote};
 use crate::{
     bootstrap::{AgentIdentity, Bootstrap, BootstrapError, Proven},
     metrics::Metrics,
-    rotation::{self, Answer, Ask, Random, Refusal, Sign, SignError, SvidFault},
-    tokens::{MakeToken, TokenError},
+    rotation::{self, Random},
     vault::{Roster, Vault},
 };
 
-/// How long a connection may take to be made, TLS included.
-const CONNECT_WITHIN: Duration = Duration::from_secs(10);
-/// A silent connection is asked this often whether it still lives, and has this long to answer.
-const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(10));
-/// How long the CA may take for a batch of SVIDs.
-const SIGN_WITHIN: Duration = Duration::from_secs(20);
 /// Pauses between attempts grow from the first to the second.
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
 /// A stream that lasted this long starts over with the shortest pause.
 const STEADY: Duration = Duration::from_secs(5);
-/// How long a refusal may take to reach the CA before the stream is closed.
-const LAST_WORD: Duration = Duration::from_secs(1);
-
-/// The ca-server, as the configuration names it.
-#[derive(Debug)]
-pub struct Remote {
-    /// `host:port`.
-    pub address: String,
-    /// Whose server it must be.
-    pub trust_domain: TrustDomain,
-    server: SpiffeId,
-}
-
-impl Remote {
-    /// The server of a trust domain at an address.
-    pub fn new(address: String, trust_domain: TrustDomain) -> Self {
-        let server = SpiffeId::from_parts(&trust_domain, "/spire/server")
-            .expect("a constant path that is well formed");
-        Self {
-            address,
-            trust_domain,
-            server,
-        }
-    }
-
-    /// A connection that is made when it is first used, and again whenever it breaks.
-    pub(crate) fn channel(&self, tls: Arc<ClientConfig>) -> Channel {
-        let address: Arc<str> = self.address.as_str().into();
-        let connector = tower::service_fn(move |_: Uri| {
-            let (address, tls) = (Arc::clone(&address), Arc::clone(&tls));
-            async move {
-                let work = async {
-                    let tcp = TcpStream::connect(&*address).await?;
-                    tcp.set_nodelay(true)?;
-                    let (stream, _) = mesh_tls::connect(&tls, tcp)
-                        .await
-                        .map_err(std::io::Error::other)?;
-                    Ok::<_, std::io::Error>(hyper_util::rt::TokioIo::new(stream))
-                };
-                tokio::time::timeout(CONNECT_WITHIN, work)
-                    .await
-                    .unwrap_or_else(|_| {
-                        Err(std::io::Error::new(
-                            std::io::ErrorKind::TimedOut,
-                            "no connection within the time limit",
-                        ))
-                    })
-            }
-        });
-        // The URI only names the authority of the requests; the connector knows where to go and does the TLS.
-        Endpoint::from_static("http://ca-server")
-            .http2_keep_alive_interval(KEEP_ALIVE.0)
-            .keep_alive_timeout(KEEP_ALIVE.1)
-            .keep_alive_while_idle(true)
-            .connect_with_connector_lazy(connector)
-    }
-
-    fn servers(&self) -> Authorizer {
-        Authorizer::exactly(self.server.clone())
-    }
-}
-
-/// TLS without a certificate of our own, against a bundle that the configuration names.
-pub(crate) fn bootstrap_tls(
-    remote: &Remote,
-    bundles: BundleSet,
-    clock: &Clock,
-) -> Arc<ClientConfig> {
-    mesh_tls::bootstrap_client_config(bundles, remote.servers(), &[b"h2"], clock.as_fn())
-}
 
 /// What a failed call means for this agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -175,30 +89,15 @@ impl Coded for Banned {
     }
 }
 
-/// Why an update is refused.
+/// Why a road ended.
 #[derive(Debug, thiserror::Error)]
-pub enum UpdateError {
-    /// A part of it cannot be read.
-    #[error("the update cannot be read")]
-    Unreadable(#[source] WireError),
-    /// It is a change to something we do not hold.
-    #[error("a change to revision {got} does not follow what is held ({held})")]
-    NoBase {
-        /// What came.
-        got: u64,
-        /// What we have.
-        held: String,
-    },
-    /// Our own trust domain would have no root.
-    #[error("the update leaves {0} without a trust bundle")]
-    NoBundle(TrustDomain),
-}
-
-/// Why a stream ended.
-#[derive(Debug, thiserror::Error)]
-enum StreamEnd {
+enum RoadEnd {
+    #[error("the ca-server does not push updates")]
+    NoPush,
     #[error("the stream of updates broke")]
     Broken(#[source] Box<Status>),
+    #[error("the ca-server was asked in vain")]
+    Silent(#[source] Box<Status>),
     #[error("the ca-server ended the stream of updates")]
     Ended,
     #[error("an update was refused; the state before it stays in use")]
@@ -315,6 +214,7 @@ impl Upstream {
                 match stop.unless_stopped(self.refresh(from_scratch)).await {
                     None => return Ok(()),
                     Some(Ok(())) => {
+                        self.metrics.agent_renewed(true);
                         quiet.succeeded();
                         break;
                     }
@@ -328,6 +228,7 @@ impl Upstream {
                         {
                             from_scratch = true;
                         }
+                        self.metrics.agent_renewed(false);
                         quiet.failed(&error);
                     }
                 }
@@ -392,10 +293,7 @@ impl Upstream {
         let clock = self.bootstrap.clock.clone();
         let quiet = Repetition::new("updates from the ca-server");
         let mut channels = self.channel.subscribe();
-        let (mut state, mut failures) = (
-            FeedState::new(self.bootstrap.remote.trust_domain.clone()),
-            0,
-        );
+        let (mut state, mut failures) = (Heard::new(self.bootstrap.remote.trust_domain.clone()), 0);
         loop {
             let channel = channels.borrow_and_update().clone();
             state.forget_position_of_another(&self.id());
@@ -404,10 +302,10 @@ impl Upstream {
                 () = stop.cancelled() => return Ok(()),
                 // A new identity: the stream goes on over a new connection, from where it is.
                 Ok(()) = channels.changed() => continue,
-                end = self.stream(channel, &mut state, &quiet) => end,
+                end = self.walk(channel, &mut state, &quiet) => end,
             };
             self.heard(false);
-            if let StreamEnd::Broken(status) = &end {
+            if let RoadEnd::Broken(status) | RoadEnd::Silent(status) = &end {
                 match verdict(status) {
                     Verdict::Banned => {
                         self.vault.withdraw_all();
@@ -423,7 +321,7 @@ impl Upstream {
             }
             // A server that ends a stream in good order is asked again at once, the first time.
             let pause = match end {
-                StreamEnd::Ended if failures == 0 => self.random.around(RETRY.0 / 2, 1.0),
+                RoadEnd::Ended if failures == 0 => self.random.around(RETRY.0 / 2, 1.0),
                 _ => self.random.around(rotation::grown(RETRY, failures), 0.5),
             };
             failures += 1;
@@ -436,70 +334,18 @@ impl Upstream {
         }
     }
 
-    async fn stream(
-        &self,
-        channel: Channel,
-        state: &mut FeedState,
-        quiet: &Repetition,
-    ) -> StreamEnd {
-        let broken = |status| StreamEnd::Broken(Box::new(status));
-        let (replies, rest) = mpsc::channel(16);
-        let hello = FromAgent::Hello {
-            resume: state.position.clone(),
-            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
-        };
-        if replies.send(hello.into()).await.is_err() {
-            return StreamEnd::Ended;
+    /// Listens to a server that pushes and asks one that does not. Which one it is is asked anew each time: servers are upgraded.
+    async fn walk(&self, channel: Channel, state: &mut Heard, quiet: &Repetition) -> RoadEnd {
+        match self.stream(channel.clone(), state, quiet).await {
+            RoadEnd::NoPush => self.poll(channel, state, quiet).await,
+            end => end,
         }
-        let mut client = FeedClient::new(channel).max_decoding_message_size(PART_BYTES * 8);
-        let mut updates = match client.follow(ReceiverStream::new(rest)).await {
-            Ok(response) => response.into_inner(),
-            Err(status) => return broken(status),
-        };
+    }
+
+    /// The CA answers again: what failed because it was away may be tried again.
+    fn connected(&self) {
         self.heard(true);
         self.connections.send_modify(|count| *count += 1);
-        let mut assembly = Assembly::default();
-        loop {
-            let part = match updates.message().await {
-                Ok(Some(part)) => part,
-                Ok(None) => return StreamEnd::Ended,
-                Err(status) => return broken(status),
-            };
-            self.heard(true);
-            let revision = part.revision;
-            let applied = match assembly.add(part, &self.bootstrap.remote.trust_domain) {
-                Ok(None) => continue,
-                Ok(Some(update)) => state.apply(update).map(|()| self.publish(state)),
-                Err(error) => Err(UpdateError::Unreadable(error)),
-            };
-            self.metrics
-                .synced(self.bootstrap.clock.now(), applied.is_ok());
-            let verdict = match &applied {
-                Ok(()) => Reply::Applied,
-                Err(error) => Reply::Refused(ErrorChain(error).to_string()),
-            };
-            if replies
-                .send(FromAgent::Ack { revision, verdict }.into())
-                .await
-                .is_err()
-            {
-                return StreamEnd::Ended;
-            }
-            if applied.is_ok() {
-                quiet.succeeded();
-            }
-            if let Err(error) = applied {
-                // What follows would build on what we do not have. Let the refusal get through, then start again from here.
-                drop(replies);
-                drop(
-                    tokio::time::timeout(LAST_WORD, async {
-                        while let Ok(Some(_)) = updates.message().await {}
-                    })
-                    .await,
-                );
-                return StreamEnd::Refused(error);
-            }
-        }
     }
 
     fn heard(&self, connected: bool) {
@@ -515,12 +361,12 @@ impl Upstream {
     }
 
     /// Hands the new state on: to the vault, and its bundle to our own connections.
-    fn publish(&self, state: &FeedState) {
+    fn publish(&self, state: &Heard) {
         let now = self.bootstrap.clock.now();
-        let bundles: BundleSet = state.bundles.values().cloned().collect();
-        let own = bundles.get(&state.own).cloned();
+        let bundles: BundleSet = state.bundles().cloned().collect();
+        let own = bundles.get(&self.bootstrap.remote.trust_domain).cloned();
         self.vault
-            .replace(Roster::new(state.entries.values().cloned()), bundles, now);
+            .replace(Roster::new(state.entries().cloned()), bundles, now);
         let Some(own) = own.filter(|own| self.own_bundle().is_none_or(|held| *held != **own))
         else {
             return;
@@ -537,195 +383,10 @@ impl Upstream {
     }
 }
 
-impl Sign for Upstream {
-    async fn sign(&self, asks: Vec<Ask>) -> Result<Vec<Answer>, SignError> {
-        let params = asks.into_iter().map(|ask| svid_wire::NewX509svidParams {
-            entry_id: ask.entry.to_string(),
-            csr: ask.csr,
-        });
-        let mut call = tonic::Request::new(svid_wire::BatchNewX509svidRequest {
-            params: params.collect(),
-        });
-        call.set_timeout(SIGN_WITHIN);
-        let channel = self.channel.borrow().clone();
-        let mut client = svid_wire::svid_client::SvidClient::new(channel);
-        let status = match tokio::time::timeout(SIGN_WITHIN, client.batch_new_x509svid(call)).await
-        {
-            Ok(Ok(answer)) => {
-                return Ok(answer
-                    .into_inner()
-                    .results
-                    .into_iter()
-                    .map(read_result)
-                    .collect());
-            }
-            Ok(Err(status)) => status,
-            Err(_) => Status::deadline_exceeded("no answer within the time limit"),
-        };
-        Err(match verdict(&status) {
-            Verdict::No => SignError::Refused(Box::new(status)),
-            Verdict::Later => SignError::Unavailable(Box::new(status)),
-            // The stream of updates or the next renewal meets the same answer and acts on it.
-            Verdict::Banned | Verdict::AttestAgain => {
-                self.attest_again.notify_one();
-                SignError::Unavailable(Box::new(status))
-            }
-        })
-    }
-}
-
-impl MakeToken for Upstream {
-    fn make<'a>(
-        &'a self,
-        entry: &'a EntryId,
-        audience: &'a [String],
-    ) -> BoxFuture<'a, Result<Secret<String>, TokenError>> {
-        async move {
-            let mut call = tonic::Request::new(svid_wire::NewJwtsvidRequest {
-                entry_id: entry.to_string(),
-                audience: audience.to_vec(),
-            });
-            call.set_timeout(SIGN_WITHIN);
-            let channel = self.channel.borrow().clone();
-            let mut client = svid_wire::svid_client::SvidClient::new(channel);
-            let status = match tokio::time::timeout(SIGN_WITHIN, client.new_jwtsvid(call)).await {
-                Ok(Ok(answer)) => match answer.into_inner().svid {
-                    Some(svid) => return Ok(Secret::new(svid.token)),
-                    None => Status::internal("neither a token nor a reason"),
-                },
-                Ok(Err(status)) => status,
-                Err(_) => Status::deadline_exceeded("no answer within the time limit"),
-            };
-            if matches!(verdict(&status), Verdict::Banned | Verdict::AttestAgain) {
-                self.attest_again.notify_one();
-            }
-            Err(TokenError::NotMade(Box::new(status)))
-        }
-        .boxed()
-    }
-}
-
-fn read_result(result: svid_wire::batch_new_x509svid_response::Result) -> Answer {
-    match (result.status, result.svid) {
-        (Some(status), _) if status.code != 0 => Err(Refusal {
-            code: status.code,
-            message: status.message,
-        }
-        .into()),
-        (_, Some(svid)) => IssuedX509Svid::try_from(svid)
-            .map(|issued| issued.svid)
-            .map_err(|error| SvidFault::Shape(Box::new(error))),
-        (_, None) => Err(Refusal {
-            code: 0,
-            message: "neither an SVID nor a reason".into(),
-        }
-        .into()),
-    }
-}
-
-fn new_channel(bootstrap: &Bootstrap, cell: &IdentityCell) -> Channel {
-    let remote = &bootstrap.remote;
-    remote.channel(mesh_tls::client_config(
-        cell,
-        remote.servers(),
-        &[b"h2"],
-        bootstrap.clock.as_fn(),
-    ))
-}
-
 fn only(bundle: impl Into<Arc<Bundle>>) -> BundleSet {
     let mut bundles = BundleSet::new();
     bundles.insert(bundle);
     bundles
-}
-
-/// What the applied updates add up to.
-#[derive(Debug)]
-struct FeedState {
-    own: TrustDomain,
-    /// Whose position it is: another agent ID has other entries.
-    agent: Option<SpiffeId>,
-    position: Option<Position>,
-    entries: BTreeMap<EntryId, Arc<Entry>>,
-    bundles: BTreeMap<TrustDomain, Arc<Bundle>>,
-}
-
-impl FeedState {
-    fn new(own: TrustDomain) -> Self {
-        Self {
-            own,
-            agent: None,
-            position: None,
-            entries: BTreeMap::new(),
-            bundles: BTreeMap::new(),
-        }
-    }
-
-    fn forget_position_of_another(&mut self, agent: &SpiffeId) {
-        if self.agent.as_ref() != Some(agent) {
-            self.agent = Some(agent.clone());
-            self.position = None;
-        }
-    }
-
-    /// All of it or nothing.
-    fn apply(&mut self, update: Update) -> Result<(), UpdateError> {
-        if !update.snapshot {
-            // The same revision again is how a server says that there is nothing new.
-            let held = match &self.position {
-                Some(held)
-                    if held.epoch == update.at.epoch && held.revision <= update.at.revision =>
-                {
-                    None
-                }
-                Some(held) => Some(format!("revision {} of {}", held.revision, held.epoch)),
-                None => Some("nothing".into()),
-            };
-            if let Some(held) = held {
-                return Err(UpdateError::NoBase {
-                    got: update.at.revision,
-                    held,
-                });
-            }
-        }
-        let removed = update.removed_bundles.contains(&self.own);
-        let own = update
-            .bundles
-            .iter()
-            .map(|carried| &carried.bundle)
-            .find(|bundle| *bundle.trust_domain() == self.own);
-        let rooted = match own {
-            Some(bundle) => !bundle.x509_authorities().is_empty(),
-            None => !update.snapshot && !removed && self.bundles.contains_key(&self.own),
-        };
-        if !rooted {
-            return Err(UpdateError::NoBundle(self.own.clone()));
-        }
-        if update.snapshot {
-            self.entries.clear();
-            self.bundles.clear();
-        }
-        for id in &update.removed_entries {
-            self.entries.remove(id);
-        }
-        for domain in &update.removed_bundles {
-            self.bundles.remove(domain);
-        }
-        self.entries.extend(
-            update
-                .entries
-                .into_iter()
-                .map(|entry| (entry.id.clone(), Arc::new(entry))),
-        );
-        let bundles = update
-            .bundles
-            .into_iter()
-            .map(|carried| Arc::new(carried.bundle));
-        self.bundles
-            .extend(bundles.map(|bundle| (bundle.trust_domain().clone(), bundle)));
-        self.position = Some(update.at);
-        Ok(())
-    }
 }
 
 #[cfg(test)]
