@@ -94,6 +94,47 @@ pub mod spire {
     }
 }
 
+/// Envoy's secret discovery service and what it needs, name for name and number for number.
+pub mod envoy {
+    /// What every discovery service of Envoy shares.
+    pub mod config {
+        /// Who asks, and where bytes are.
+        pub mod core {
+            generated!(v3, "envoy.config.core.v3.rs");
+        }
+    }
+    /// Envoy's extensions.
+    pub mod extensions {
+        /// Extensions of its sockets.
+        pub mod transport_sockets {
+            /// Certificates, keys and how peers are verified.
+            pub mod tls {
+                generated!(v3, "envoy.extensions.transport_sockets.tls.v3.rs");
+            }
+        }
+    }
+    /// Envoy's services.
+    pub mod service {
+        /// How resources are asked for and answered.
+        pub mod discovery {
+            generated!(v3, "envoy.service.discovery.v3.rs");
+        }
+        /// Secrets.
+        pub mod secret {
+            generated!(v3, "envoy.service.secret.v3.rs");
+        }
+    }
+    /// Small values.
+    pub mod r#type {
+        generated!(v3, "envoy.r#type.v3.rs");
+    }
+}
+
+/// What Envoy takes from Google's packages.
+pub mod google {
+    generated!(rpc, "google.rpc.rs");
+}
+
 /// What SPIRE has no service for.
 pub mod finial {
     /// The stream of entries and bundles from a server to its agents.

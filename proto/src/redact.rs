@@ -5,6 +5,7 @@
 use std::fmt::{Debug, Formatter, Result};
 
 use crate::{
+    envoy::{config::core, service::discovery},
     spiffe::workload,
     spire::api::{agent::delegatedidentity, server::agent, types},
 };
@@ -47,9 +48,62 @@ redacted! {
     types::Witsvid: show [id, expires_at, issued_at, hint], hide [token];
 }
 
+redacted! {
+    core::v3::DataSource: show [], hide [inline_bytes];
+}
+
+// Secrets, packed: only how many there are.
+impl Debug for discovery::v3::DiscoveryResponse {
+    fn fmt(&self, f: &mut Formatter<'_>) -> Result {
+        f.debug_struct("DiscoveryResponse")
+            .field("version_info", &self.version_info)
+            .field("nonce", &self.nonce)
+            .field("resources", &self.resources.len())
+            .finish()
+    }
+}
+
+impl Debug for discovery::v3::Resource {
+    fn fmt(&self, f: &mut Formatter<'_>) -> Result {
+        f.debug_struct("Resource")
+            .field("name", &self.name)
+            .field("version", &self.version)
+            .finish_non_exhaustive()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_printed_answer_to_envoy_shows_no_key() {
+        let secret = prost_types::Any {
+            type_url: "type.test/x".into(),
+            value: b"secret-key".to_vec(),
+        };
+        let whole = discovery::v3::DiscoveryResponse {
+            resources: vec![secret.clone()],
+            ..Default::default()
+        };
+        let part = discovery::v3::DeltaDiscoveryResponse {
+            resources: vec![discovery::v3::Resource {
+                name: "default".into(),
+                resource: Some(secret),
+                ..Default::default()
+            }],
+            ..Default::default()
+        };
+        let source = core::v3::DataSource {
+            inline_bytes: b"secret-key".to_vec(),
+        };
+        let printed = format!("{whole:?} {part:?} {source:?}");
+        assert!(
+            !printed.contains("secret") && !printed.contains(&format!("{}", b's')),
+            "{printed}"
+        );
+        assert!(printed.contains("default"), "{printed}");
+    }
 
     #[test]
     fn a_printed_message_shows_no_key_and_no_token() {

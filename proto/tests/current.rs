@@ -14,6 +14,9 @@ const SECRET: &[&str] = &[
     ".JWTSVID",
     ".WITSVID",
     ".ValidateJWTSVIDRequest",
+    ".envoy.config.core.v3.DataSource",
+    ".envoy.service.discovery.v3.DiscoveryResponse",
+    ".envoy.service.discovery.v3.Resource",
     ".spire.api.agent.delegatedidentity.v1.X509SVIDWithKey",
     ".spire.api.server.agent.v1.CreateJoinTokenRequest",
     ".spire.api.types.AttestationData",
@@ -61,7 +64,7 @@ fn the_generated_code_is_what_the_proto_files_say() {
 
 fn generate(home: &Path, out: &Path) {
     let mut files = Vec::new();
-    for top in ["spiffe", "spire", "finial"] {
+    for top in ["spiffe", "spire", "finial", "envoy", "google"] {
         proto_files(&home.join(top), &mut files);
     }
     files.sort();

@@ -2,7 +2,10 @@
 //! Trusts the kernel's credentials of each connection. Never listens in a directory where somebody else could put another socket.
 
 pub mod admin;
+pub mod caller;
 pub mod peer;
+pub mod sds;
+mod session;
 pub mod socket;
 pub mod workload;
 

@@ -23,6 +23,8 @@ use crate::{
     api::{
         self, ConnectionCaps,
         admin::{AdminApi, AdminPermit, SelfView},
+        caller,
+        sds::SdsApi,
         socket::{BoundSocket, SocketError},
         workload::WorkloadApi,
     },
@@ -123,7 +125,7 @@ impl App {
         let (self_view, own_view) = watch::channel(SelfView::default());
 
         let tokens = Arc::new(Tokens::default());
-        let workload = WorkloadApi::new(
+        let giving = Arc::new(caller::Parts::new(
             Arc::clone(&vault),
             attestor.clone(),
             clock.clone(),
@@ -131,7 +133,10 @@ impl App {
             audit.clone(),
             Arc::clone(&tokens),
             tasks.stopping(),
-        );
+        ));
+        let workload = WorkloadApi::new(Arc::clone(&giving));
+        let sds = (!config.workload_api.sds.disabled)
+            .then(|| SdsApi::new(giving, config.workload_api.sds).into_service());
         let admin = AdminApi::new(Arc::clone(&vault), attestor, own_view, clock.clone());
         let caps = ConnectionCaps {
             all: config.limits.connections,
@@ -144,7 +149,11 @@ impl App {
             readiness: readiness.clone(),
         };
         let (health, router) = doors
-            .router(|server| server.add_service(workload.into_service()))
+            .router(|server| {
+                server
+                    .add_service(workload.into_service())
+                    .add_optional_service(sds)
+            })
             .await;
         doors.serve(
             "workload-api",

@@ -107,12 +107,44 @@ pub enum BundleFormat {
 pub struct WorkloadApiOptions {
     /// An absolute path, or `unix:///path`. Its directory must be writable by root and the agent only.
     pub socket: String,
+    /// Envoy's secret discovery service on the same socket.
+    pub sds: SdsOptions,
 }
 
 impl Default for WorkloadApiOptions {
     fn default() -> Self {
         Self {
             socket: "/run/finial/workload/api.sock".into(),
+            sds: SdsOptions::default(),
+        }
+    }
+}
+
+/// Envoy's secret discovery service. The names are what Envoy's configuration asks for.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct SdsOptions {
+    /// Not served at all.
+    pub disabled: bool,
+    /// The caller's first identity.
+    pub default_svid_name: String,
+    /// The roots of the own trust domain.
+    pub default_bundle_name: String,
+    /// The roots of the own trust domain and of those that the caller federates with.
+    pub default_all_bundles_name: String,
+    /// Roots as a plain list instead of one for each trust domain: for an Envoy without the SPIFFE certificate validator.
+    /// The name for all bundles has no answer then.
+    pub disable_spiffe_cert_validation: bool,
+}
+
+impl Default for SdsOptions {
+    fn default() -> Self {
+        Self {
+            disabled: false,
+            default_svid_name: "default".into(),
+            default_bundle_name: "ROOTCA".into(),
+            default_all_bundles_name: "ALL".into(),
+            disable_spiffe_cert_validation: false,
         }
     }
 }
@@ -288,6 +320,32 @@ impl Config for AgentConfig {
                 &["admin.socket", "workloadApi.socket"],
                 "both sockets have the same path",
             );
+        }
+        let sds = &self.workload_api.sds;
+        let names = [
+            ("workloadApi.sds.defaultSvidName", &sds.default_svid_name),
+            (
+                "workloadApi.sds.defaultBundleName",
+                &sds.default_bundle_name,
+            ),
+            (
+                "workloadApi.sds.defaultAllBundlesName",
+                &sds.default_all_bundles_name,
+            ),
+        ];
+        for (at, (path, name)) in names.iter().enumerate() {
+            // An empty or foreign meaning would hand one secret out under another's name.
+            if name.is_empty()
+                || name.starts_with("spiffe:")
+                || names[..at].iter().any(|(_, other)| other == name)
+            {
+                found.problem_with_hint(
+                    "FNL2120",
+                    &[path],
+                    "not a name of its own for a secret",
+                    "three different names, none a SPIFFE ID; the usual ones are default, ROOTCA and ALL",
+                );
+            }
         }
         match (
             &self.node_attestation.join_token,

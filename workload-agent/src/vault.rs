@@ -8,6 +8,7 @@ use std::{
     time::SystemTime,
 };
 
+use base64::{Engine, engine::general_purpose::STANDARD};
 use mesh_identity::{
     Bundle, BundleSet, Entry, EntryId, Selector, TrustDomain, X509Svid, verify::verify_x509_svid,
 };
@@ -29,6 +30,19 @@ impl SvidKey {
     pub fn expose(&self) -> &[u8] {
         &self.0
     }
+}
+
+/// A key as PEM, for programs and proxies that read nothing else.
+pub(crate) fn key_pem(pkcs8: &[u8]) -> Zeroizing<Vec<u8>> {
+    let body = Zeroizing::new(STANDARD.encode(pkcs8));
+    let mut pem = Zeroizing::new(Vec::with_capacity(body.len() + body.len() / 64 + 64));
+    pem.extend_from_slice(b"-----BEGIN PRIVATE KEY-----\n");
+    for line in body.as_bytes().chunks(64) {
+        pem.extend_from_slice(line);
+        pem.push(b'\n');
+    }
+    pem.extend_from_slice(b"-----END PRIVATE KEY-----\n");
+    pem
 }
 
 impl fmt::Debug for SvidKey {

@@ -300,7 +300,7 @@ fn write_files(dir: &Path, context: &X509Context) -> io::Result<()> {
             dir,
             &format!("svid.{n}.key"),
             0o600,
-            &show::key_pem(&identity.key),
+            &crate::vault::key_pem(&identity.key),
         )?;
         if let Some(bundle) = context.bundles().get(identity.svid.id().trust_domain()) {
             write_file(

@@ -6,7 +6,6 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use base64::{Engine, engine::general_purpose::STANDARD};
 use mesh_runtime::{
     cli::Output,
     errors::{Report, untrusted},
@@ -17,7 +16,6 @@ use proto::{
 };
 use serde_json::json;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
-use zeroize::Zeroizing;
 
 use crate::NO_IDENTITY;
 
@@ -143,18 +141,6 @@ pub(super) fn context(context: &X509Context, output: Output, written: Option<&Pa
             text
         }
     }
-}
-
-pub(super) fn key_pem(pkcs8: &[u8]) -> Zeroizing<Vec<u8>> {
-    let body = Zeroizing::new(STANDARD.encode(pkcs8));
-    let mut pem = Zeroizing::new(Vec::with_capacity(body.len() + body.len() / 64 + 64));
-    pem.extend_from_slice(b"-----BEGIN PRIVATE KEY-----\n");
-    for line in body.as_bytes().chunks(64) {
-        pem.extend_from_slice(line);
-        pem.push(b'\n');
-    }
-    pem.extend_from_slice(b"-----END PRIVATE KEY-----\n");
-    pem
 }
 
 fn absolute(time: SystemTime) -> String {

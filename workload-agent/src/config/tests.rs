@@ -74,6 +74,17 @@ fn each_rule_alone_has_its_code() {
         codes(&format!("{GOOD}limits: {{ connections: 0 }}\n")),
         ["FNL2008"]
     );
+    for sds in [
+        "defaultSvidName: ''",
+        "defaultBundleName: default",
+        "defaultAllBundlesName: 'spiffe://a.test'",
+    ] {
+        assert_eq!(
+            codes(&format!("{GOOD}workloadApi: {{ sds: {{ {sds} }} }}\n")),
+            ["FNL2120"],
+            "{sds}"
+        );
+    }
 }
 
 #[test]

@@ -12,4 +12,5 @@ mod jwt;
 mod lifecycle;
 mod peers;
 mod rig;
+mod sds;
 mod workload_api;

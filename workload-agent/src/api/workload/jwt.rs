@@ -13,7 +13,7 @@ use proto::spiffe::workload as wire;
 use serde_json::Value;
 use tonic::Status;
 
-use super::caller::{Caller, gone};
+use super::super::caller::{Caller, gone};
 use crate::vault::{Standing, View};
 
 /// Claims of foreign trust domains that are passed on; what else they say, nobody here vouches for.

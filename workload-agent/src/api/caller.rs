@@ -10,16 +10,74 @@ use std::{
 use mesh_identity::Selector;
 use mesh_runtime::{
     audit::{Action, Actor, AuditLog, Decision, Object, Outcome, Record},
+    clock::Clock,
     errors::ErrorChain,
+    tasks::Stop,
 };
 use tokio::time::Instant;
-use tonic::Status;
+use tonic::{Request, Status};
 
-use super::{
-    super::{correlation_id, peer::Peer},
-    Parts,
+use super::{PerUid, Place, correlation_id, peer::Peer};
+use crate::{
+    attestor::{AttestError, Attestor, Wanted},
+    metrics::Metrics,
+    tokens::Tokens,
+    vault::Vault,
 };
-use crate::attestor::{AttestError, Wanted};
+
+/// Streams and calls of one uid at a time, over all its connections and every door that gives out identities.
+const STREAMS_PER_UID: usize = 4096;
+
+/// What each door that gives out identities works with.
+#[derive(Debug)]
+pub struct Parts {
+    pub(super) vault: Arc<Vault>,
+    pub(super) attestor: Attestor,
+    pub(super) clock: Clock,
+    pub(super) metrics: Metrics,
+    pub(super) streams: PerUid,
+    pub(super) denials: Denials,
+    pub(super) audit: Option<AuditLog>,
+    pub(super) tokens: Arc<Tokens>,
+    pub(super) stop: Stop,
+}
+
+impl Parts {
+    /// Serves what the vault holds. With an audit log, no identity is given out unrecorded. Streams end when `stop` comes.
+    pub fn new(
+        vault: Arc<Vault>,
+        attestor: Attestor,
+        clock: Clock,
+        metrics: Metrics,
+        audit: Option<AuditLog>,
+        tokens: Arc<Tokens>,
+        stop: Stop,
+    ) -> Self {
+        Self {
+            vault,
+            attestor,
+            clock,
+            metrics,
+            streams: PerUid::new(STREAMS_PER_UID),
+            denials: Denials::default(),
+            audit,
+            tokens,
+            stop,
+        }
+    }
+
+    /// Who called, and a place among the calls of its uid.
+    pub(super) fn caller<T>(
+        self: &Arc<Self>,
+        request: &Request<T>,
+    ) -> Result<(Caller, Place), Status> {
+        let peer = request.extensions().get::<Peer>().cloned();
+        let peer = peer.ok_or_else(|| Status::internal("the connection has no peer"))?;
+        let place = self.streams.take(peer.uid());
+        let place = place.ok_or_else(|| Status::unavailable("too many calls of this uid"))?;
+        Ok((Caller::new(Arc::clone(self), peer), place))
+    }
+}
 
 /// The process at the other end.
 pub(super) struct Caller {
