@@ -204,11 +204,10 @@ impl Callers {
             .is_some_and(|renewed| renewed.serial == peer.serial)
         {
             // The first use of a renewed certificate makes it the one in use.
-            return self
-                .nodes
-                .promote(&peer.id, &peer.serial)
-                .await?
-                .ok_or_else(|| NotACaller::AgentNotActive(id()));
+            return match self.nodes.promote(&peer.id, &peer.serial).await? {
+                Some(node) => Ok(node),
+                None => Err(NotACaller::overtaken(&*self.nodes, &peer.id).await),
+            };
         }
         Err(NotACaller::AgentNotActive(id()))
     }
@@ -235,6 +234,19 @@ pub enum NotACaller {
     /// The store did not answer.
     #[error("the caller could not be looked up")]
     Store(#[from] StoreError),
+}
+
+impl NotACaller {
+    /// Why a change of an agent's record found it another than the guard did a moment before. A ban is told as such: on
+    /// anything else SPIRE's agents try again.
+    pub(super) async fn overtaken(nodes: &dyn Nodes, id: &SpiffeId) -> Self {
+        match nodes.get(id).await {
+            Err(error) => error.into(),
+            Ok(None) => Self::AgentNotAttested(id.clone()),
+            Ok(Some(node)) if node.banned => Self::AgentBanned(id.clone()),
+            Ok(Some(_)) => Self::AgentNotActive(id.clone()),
+        }
+    }
 }
 
 impl Coded for NotACaller {

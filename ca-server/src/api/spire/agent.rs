@@ -130,12 +130,11 @@ impl Service {
             serial: svid.serial().to_owned(),
             expires_at: svid.not_after(),
         };
-        self.parts
-            .nodes
-            .renew(&agent.id, &peer.serial, renewed)
-            .await?
-            .ok_or_else(|| NotACaller::AgentNotActive(agent.id.clone()))?;
-        Ok(svid)
+        let nodes = &self.parts.nodes;
+        match nodes.renew(&agent.id, &peer.serial, renewed).await? {
+            Some(_) => Ok(svid),
+            None => Err(NotACaller::overtaken(&**nodes, &agent.id).await.into()),
+        }
     }
 
     async fn agents(&self, call: &Call) -> Result<Vec<Arc<Node>>, Status> {

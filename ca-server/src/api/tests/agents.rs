@@ -2,6 +2,7 @@
 
 use proto::spire::api::types::selector_match::MatchBehavior;
 
+use super::super::caller::NotACaller;
 use super::*;
 
 async fn client(server: &Server) -> AgentClient<Channel> {
@@ -165,4 +166,30 @@ async fn ban_and_evict_of_what_is_no_agent_are_refused_in_spires_words() {
             );
         }
     }
+}
+
+#[tokio::test]
+async fn an_agent_that_a_ban_or_an_eviction_overtakes_hears_of_it_as_such() {
+    use crate::registry::tests::{id, node, own};
+    let stores = crate::store::Stores::memory(&own());
+    let path = "/spire/agent/join_token/a";
+    let agent = node(path, &[]);
+    let presented = agent.serial.clone();
+    stores.nodes.attest(agent).await.unwrap();
+    stores.nodes.set_banned(&id(path), true).await.unwrap();
+    let renewed = crate::store::RenewedSerial {
+        serial: "new".into(),
+        expires_at: std::time::UNIX_EPOCH,
+    };
+    let nodes = &*stores.nodes;
+    let change = nodes.renew(&id(path), &presented, renewed).await.unwrap();
+    assert!(change.is_none(), "the ban came first");
+    let why = NotACaller::overtaken(nodes, &id(path)).await;
+    assert!(matches!(why, NotACaller::AgentBanned(_)), "{why}");
+    nodes.set_banned(&id(path), false).await.unwrap();
+    let why = NotACaller::overtaken(nodes, &id(path)).await;
+    assert!(matches!(why, NotACaller::AgentNotActive(_)), "{why}");
+    nodes.delete(&id(path)).await.unwrap();
+    let why = NotACaller::overtaken(nodes, &id(path)).await;
+    assert!(matches!(why, NotACaller::AgentNotAttested(_)), "{why}");
 }
