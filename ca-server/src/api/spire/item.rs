@@ -10,10 +10,14 @@ use super::super::{Call, Parts, Refusal};
 const AT_A_TIME: usize = 64;
 
 /// How many items may be worked on at a time, by the names of what they change.
-pub(super) fn at_a_time<'a>(names: impl ExactSizeIterator<Item = &'a str>) -> usize {
-    let all = names.len();
-    let different: BTreeSet<&str> = names.collect();
-    if different.len() == all { AT_A_TIME } else { 1 }
+pub(super) fn at_a_time<K: Ord>(keys: impl Iterator<Item = K>) -> usize {
+    let mut seen = BTreeSet::new();
+    for key in keys {
+        if !seen.insert(key) {
+            return 1;
+        }
+    }
+    AT_A_TIME
 }
 
 /// Begins the record of one item.
@@ -33,4 +37,15 @@ pub(super) async fn finish(mut record: Record, refused: Option<&Refusal>) -> Res
         }
     };
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn items_of_one_thing_go_one_by_one_and_others_together() {
+        assert_eq!(at_a_time(["a", "b", "c"].into_iter()), AT_A_TIME);
+        assert_eq!(at_a_time(["a", "b", "a"].into_iter()), 1);
+    }
 }

@@ -385,3 +385,36 @@ async fn an_entry_that_cannot_be_is_not_found_and_a_missing_id_is_an_argument() 
         ]
     );
 }
+
+#[tokio::test]
+async fn a_batch_without_ids_is_made_together_and_what_says_the_same_in_its_order() {
+    let server = Server::start().await;
+    let entry = |name: &str| types::Entry {
+        spiffe_id: Some(types::Spiffeid {
+            trust_domain: "dev.test".into(),
+            path: format!("/{name}"),
+        }),
+        parent_id: Some((&parent()).into()),
+        selectors: vec![types::Selector {
+            r#type: "unix".into(),
+            value: "uid:1".into(),
+        }],
+        ..Default::default()
+    };
+    let create = async |entries: Vec<types::Entry>| {
+        let ask = entry_wire::BatchCreateEntryRequest {
+            entries,
+            output_mask: None,
+        };
+        let answer = client(&server).await.batch_create_entry(ask).await;
+        let results = answer.unwrap().into_inner().results;
+        let code = |result: &entry_wire::batch_create_entry_response::Result| {
+            Code::from(result.status.as_ref().unwrap().code)
+        };
+        results.iter().map(code).collect::<Vec<_>>()
+    };
+    let many = (0..50).map(|number| entry(&number.to_string())).collect();
+    assert_eq!(create(many).await, [Code::Ok; 50]);
+    let twice = create(vec![entry("a"), entry("b"), entry("a")]).await;
+    assert_eq!(twice, [Code::Ok, Code::Ok, Code::AlreadyExists]);
+}
