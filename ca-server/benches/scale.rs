@@ -88,13 +88,13 @@ async fn house(server: &Server, agents: usize) {
         "{agents} agents follow: {:.1} MB of ca-server",
         server.resident_mb()
     );
-    informed(server, &nodes, &mut heard, "no entries yet").await;
+    informed(server, &nodes, &mut heard, "none").await;
     entries(server, &nodes, &mut heard).await;
     println!(
         "{agents} agents follow, {EACH} entries each: {:.1} MB of ca-server",
         server.resident_mb()
     );
-    informed(server, &nodes, &mut heard, "all entries there").await;
+    informed(server, &nodes, &mut heard, "all").await;
 }
 
 /// Attests agents and lets each follow the feed.
@@ -173,21 +173,25 @@ async fn listen(channel: Channel, tell: mpsc::UnboundedSender<(String, Instant)>
 }
 
 /// From the call that creates an entry to the agent that was told of it.
-async fn informed(server: &Server, nodes: &[Node], heard: &mut Heard, when: &str) {
+async fn informed(server: &Server, nodes: &[Node], heard: &mut Heard, there: &str) {
     let mut client = EntryClient::new(admin(server).await);
     let clock = Clock::system();
     let mut took = Vec::with_capacity(SAMPLES);
     for number in 0..SAMPLES {
         let node = &nodes[number * 7 % nodes.len()];
         let called = clock.monotonic();
-        let made = create(&mut client, vec![entry(&node.id, &format!("s{number}"))]).await;
+        let made = create(
+            &mut client,
+            vec![entry(&node.id, &format!("{there}-{number}"))],
+        )
+        .await;
         let (id, at) = heard.recv().await.expect("an agent hears of it");
         assert_eq!(id, made[0]);
         took.push(at.duration_since(called));
     }
     took.sort();
     println!(
-        "entry created to agent informed, {} agents, {when}: p50 {:.2} ms, p99 {:.2} ms",
+        "entry created to agent informed, {} agents, {there} of their entries there: p50 {:.2} ms, p99 {:.2} ms",
         nodes.len(),
         took[SAMPLES / 2].as_secs_f64() * 1e3,
         took[SAMPLES * 99 / 100].as_secs_f64() * 1e3
