@@ -9,9 +9,8 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use mesh_identity::{Bundle, BundleError, BundleSet, SpiffeId, TrustDomain, X509Svid};
+use mesh_identity::{Bundle, BundleError, BundleSet, SpiffeId, TrustDomain};
 use mesh_runtime::{clock::Clock, errors::Coded, telemetry::Secret};
-use mesh_tls::{PrivateKey, TlsIdentity};
 use proto::{
     convert::{IssuedX509Svid, WireError},
     spire::api::{
@@ -26,6 +25,7 @@ use zeroize::Zeroizing;
 
 use crate::{
     config::{BundleFormat, NodeAttestation, ServerOptions},
+    identity::{AgentIdentity, Proven},
     rotation::{self, SvidFault},
     state::{StateDir, StateError},
     upstream::{self, Remote},
@@ -35,40 +35,6 @@ use crate::{
 const LONGEST_TOKEN: u64 = 64 * 1024;
 /// How long the CA may take to decide.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
-
-/// The agent's own identity, with what is needed to use it again after a restart.
-pub struct AgentIdentity {
-    pub(crate) svid: X509Svid,
-    pub(crate) key: Zeroizing<Vec<u8>>,
-    pub(crate) reattestable: bool,
-}
-
-impl AgentIdentity {
-    /// The agent's ID.
-    pub fn id(&self) -> &SpiffeId {
-        self.svid.id()
-    }
-
-    /// Ready for mutual TLS with these bundles.
-    pub(crate) fn for_tls(
-        &self,
-        bundles: BundleSet,
-        now: SystemTime,
-    ) -> Result<TlsIdentity, BootstrapError> {
-        let key = PrivateKey::from_pkcs8(self.key.to_vec())
-            .map_err(|cause| BootstrapError::Unusable(Box::new(cause)))?;
-        TlsIdentity::new(self.svid.clone(), key, bundles, now)
-            .map_err(|cause| BootstrapError::Unusable(Box::new(cause)))
-    }
-}
-
-impl std::fmt::Debug for AgentIdentity {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("AgentIdentity")
-            .field("svid", &self.svid)
-            .finish_non_exhaustive()
-    }
-}
 
 /// Why this node has no identity.
 #[derive(Debug, thiserror::Error)]
@@ -276,13 +242,6 @@ pub struct Bootstrap {
     pub(crate) clock: Clock,
 }
 
-/// The agent's identity and the bundle that it was checked against.
-#[derive(Debug)]
-pub struct Proven {
-    pub(crate) identity: AgentIdentity,
-    pub(crate) bundle: Bundle,
-}
-
 impl Bootstrap {
     /// The identity of the last run, if it can still be used.
     pub fn resume(&self) -> Result<Option<Proven>, BootstrapError> {
@@ -295,7 +254,8 @@ impl Bootstrap {
         };
         let mut bundles = BundleSet::new();
         bundles.insert(kept.bundle.clone());
-        match kept.identity.for_tls(bundles, self.clock.now()) {
+        let tls = kept.identity.for_tls(bundles, self.clock.now());
+        match tls.map_err(BootstrapError::Unusable) {
             Ok(_) => Ok(Some(kept)),
             Err(error) => {
                 tracing::info!(id = %kept.identity.id(), reason = %mesh_runtime::errors::ErrorChain(&error),

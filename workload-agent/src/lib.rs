@@ -2,7 +2,8 @@
 //! Trusts the kernel about callers and its ca-server about entries. Never gives a key to another process than its own,
 //! never lets one leave the node.
 //!
-//! Reading order: [`app`] ties the parts together. In: [`bootstrap`] (what this node is) and [`upstream`] (what the CA says).
+//! Reading order: [`app`] ties the parts together. In: [`identity`] (what this node is), [`bootstrap`] (how it proves that) and
+//! [`upstream`] (what the CA says).
 //! In the middle: [`vault`] (what is held), [`rotation`] (what to renew), [`tokens`] (JWT-SVIDs),
 //! [`state`] (what survives a restart). Out: [`api`] (the sockets), [`attestor`] (who asks),
 //! [`explain`] (why or why not).
@@ -14,6 +15,7 @@ pub mod bootstrap;
 pub mod cli;
 pub mod config;
 pub mod explain;
+pub mod identity;
 pub mod metrics;
 pub mod rotation;
 pub mod state;

@@ -7,17 +7,17 @@ mod node;
 mod seal;
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, Read, Write},
+    fs::{self, DirBuilder, OpenOptions},
+    io::{self, Read},
     os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use mesh_runtime::errors::Coded;
+use mesh_runtime::{errors::Coded, files};
 use zeroize::Zeroizing;
 
-pub use self::node::{NodeState, keep};
+pub use self::node::keep;
 use self::seal::{KEY_BYTES, SealingKey};
 
 /// No file of ours is larger; a bound for what is read, not for what is expected.
@@ -108,7 +108,7 @@ impl StateDir {
             .seal(name, plain)
             .ok_or_else(|| io::Error::other("it could not be sealed"));
         sealed
-            .and_then(|sealed| write_whole(&path, &sealed))
+            .and_then(|sealed| files::replace(&path, files::PRIVATE, &sealed))
             .map_err(|cause| StateError::System { path, cause })
     }
 
@@ -138,7 +138,7 @@ fn key(path: &Path) -> Result<SealingKey, StateError> {
         }
     }
     let bytes = SealingKey::generate().ok_or_else(|| system(io::Error::other("no randomness")))?;
-    write_whole(path, bytes.as_slice()).map_err(system)?;
+    files::replace(path, files::PRIVATE, bytes.as_slice()).map_err(system)?;
     SealingKey::new(bytes.as_slice()).ok_or_else(|| system(io::Error::other("the new key is none")))
 }
 
@@ -165,30 +165,6 @@ fn read_private(path: &Path, most: u64) -> Result<Option<Zeroizing<Vec<u8>>>, St
     let mut bytes = Zeroizing::new(Vec::with_capacity(room + 1));
     file.take(most).read_to_end(&mut bytes).map_err(system)?;
     Ok(Some(bytes))
-}
-
-/// Written beside, flushed, renamed, and the rename flushed too: a reader finds the old file or the new one, whole.
-fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(io::ErrorKind::InvalidInput.into());
-    };
-    let mut beside = std::ffi::OsString::from(".");
-    beside.push(name);
-    beside.push(".new");
-    let beside = dir.join(beside);
-    match fs::remove_file(&beside) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&beside)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&beside, path)?;
-    File::open(dir)?.sync_all()
 }
 
 fn private(path: &Path, meta: &fs::Metadata, forbidden: u32) -> Result<(), StateError> {

@@ -28,7 +28,8 @@ pub(crate) use self::remote::bootstrap_tls;
 use self::{heard::Heard, remote::new_channel};
 pub use self::{heard::UpdateError, remote::Remote};
 use crate::{
-    bootstrap::{AgentIdentity, Bootstrap, BootstrapError, Proven},
+    bootstrap::{Bootstrap, BootstrapError},
+    identity::{AgentIdentity, Proven},
     metrics::Metrics,
     rotation::{self, Random},
     vault::{Roster, Vault},
@@ -148,7 +149,8 @@ impl Upstream {
         metrics: Metrics,
     ) -> Result<Self, BootstrapError> {
         let Proven { identity, bundle } = proven;
-        let cell = IdentityCell::new(identity.for_tls(only(bundle), bootstrap.clock.now())?);
+        let tls = identity.for_tls(only(bundle), bootstrap.clock.now());
+        let cell = IdentityCell::new(tls.map_err(BootstrapError::Unusable)?);
         let channel = new_channel(&bootstrap, &cell);
         metrics.agent_svid(identity.svid.not_after());
         Ok(Self {
@@ -274,8 +276,8 @@ impl Upstream {
         let newest = newest
             .map(only)
             .filter(|set| verify_x509_svid(identity.svid.chain(), set, now).is_ok());
-        self.cell
-            .publish(identity.for_tls(newest.unwrap_or_else(|| only(bundle)), now)?);
+        let tls = identity.for_tls(newest.unwrap_or_else(|| only(bundle)), now);
+        self.cell.publish(tls.map_err(BootstrapError::Unusable)?);
         self.metrics.agent_svid(identity.svid.not_after());
         tracing::info!(id = %identity.id(), serial = identity.svid.serial(), "the agent has a new SVID");
         *self.identity.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(identity);

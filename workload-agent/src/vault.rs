@@ -15,7 +15,7 @@ use mesh_identity::{
 use tokio::sync::watch;
 use zeroize::Zeroizing;
 
-use crate::{attestor::Wanted, state::NodeState};
+use crate::attestor::Wanted;
 
 /// A workload's private key: PKCS#8 in DER, wiped when dropped, never printed.
 pub struct SvidKey(Zeroizing<Vec<u8>>);
@@ -378,6 +378,17 @@ pub struct Vault {
     serial: Mutex<()>,
 }
 
+/// What the last run held, to begin with.
+#[derive(Debug)]
+pub struct Restored {
+    /// The entries.
+    pub entries: Vec<Arc<Entry>>,
+    /// The bundles, the own one among them.
+    pub bundles: BundleSet,
+    /// Those SVIDs that a peer accepts at this moment.
+    pub svids: Vec<HeldSvid>,
+}
+
 impl Vault {
     /// Empty, with the trust domain that the configuration names.
     pub fn new(own: TrustDomain) -> Self {
@@ -448,7 +459,7 @@ impl Vault {
     }
 
     /// Begins with what the last run held, as long as the CA has said nothing.
-    pub fn restore(&self, kept: NodeState, now: SystemTime) {
+    pub fn restore(&self, kept: Restored, now: SystemTime) {
         self.change(|view| {
             if view.roster.is_some() {
                 return;

@@ -2,11 +2,12 @@
 //! The only place that names a signing library and the only holder of CA keys.
 //! Nothing here can be cloned, printed or serialised, except what is sealed.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use mesh_runtime::files;
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use ring::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use ring::rand::{SecureRandom, SystemRandom};
@@ -243,27 +244,7 @@ fn make(path: &Path) -> io::Result<File> {
         }
     }
     text.push('\n');
-    // Under another name until it is whole: a crash leaves no half key behind.
-    let mut unfinished = path.as_os_str().to_owned();
-    unfinished.push(".unfinished");
-    match std::fs::remove_file(&unfinished) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&unfinished)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    std::fs::hard_link(&unfinished, path)?;
-    std::fs::remove_file(&unfinished)?;
-    let parent = path
-        .parent()
-        .filter(|parent| *parent != Path::new(""))
-        .unwrap_or(Path::new("."));
-    File::open(parent)?.sync_all()?;
+    files::create(path, files::PRIVATE, text.as_bytes())?;
     File::open(path)
 }
 

@@ -186,6 +186,30 @@ async fn a_change_for_one_agent_makes_no_new_view_for_another() {
     assert_eq!(registry.view_after(&id(A), same).unwrap().entries.len(), 1);
 }
 
+#[tokio::test]
+async fn names_that_came_and_went_are_forgotten_and_no_change_is_missed_for_it() {
+    let (stores, registry) = setting().await;
+    let mut follower = Follower::new(registry.clone(), id(A));
+    follower.first(None).await.unwrap();
+    let mut looks = 0;
+    for number in 0..1100 {
+        let parent = format!("/spire/agent/join_token/gone{number}");
+        let name = format!("e{number}");
+        let passing = entry(&name, "/pay", &parent, &["unix:uid:2"]);
+        let before = registry.refresh().await.unwrap();
+        stores.entries.create(passing).await.unwrap();
+        registry.refresh().await.unwrap();
+        stores.entries.delete(&name.parse().unwrap()).await.unwrap();
+        registry.refresh().await.unwrap();
+        looks += usize::from(registry.view_after(&id(A), before).is_ok());
+        assert_eq!(follower.next().await.unwrap(), None);
+    }
+    assert_eq!(looks, 1, "once, everybody looked");
+    let own = entry("web", "/web", A, &["unix:uid:1"]);
+    stores.entries.create(own).await.unwrap();
+    assert_eq!(follower.next().await.unwrap().unwrap().entries.len(), 1);
+}
+
 #[derive(Clone, Debug)]
 enum Act {
     Create(usize, usize),

@@ -35,6 +35,9 @@ struct Touched {
     by_name: HashMap<SpiffeId, u64>,
 }
 
+/// Names that are remembered beyond those in use.
+const SPARE_NAMES: usize = 1024;
+
 /// Whether a parent is a node or the server: then what lies below it depends on no other entry.
 fn is_root(parent: &SpiffeId) -> bool {
     parent.path().starts_with("/spire/agent/") || parent.path() == "/spire/server"
@@ -64,6 +67,7 @@ impl Index {
         for id in &change.removed_nodes {
             self.touched.by_name.remove(id);
         }
+        self.forget_old_names(revision);
         for id in &change.removed_entries {
             self.remove(id, revision);
         }
@@ -127,6 +131,15 @@ impl Index {
         if leaf && self.names_nodes_only(parent) {
             self.touched.by_name.insert(parent.clone(), revision);
         } else {
+            self.touched.everybody = revision;
+        }
+    }
+
+    /// Names without nodes and entries are not kept for ever: those that are forgotten concern everybody once.
+    fn forget_old_names(&mut self, revision: u64) {
+        let in_use = self.by_parent.len() + self.nodes.len();
+        if self.touched.by_name.len() > 2 * in_use + SPARE_NAMES {
+            self.touched.by_name.clear();
             self.touched.everybody = revision;
         }
     }

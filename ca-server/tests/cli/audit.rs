@@ -107,19 +107,7 @@ fn the_audit_log_is_searched_and_verified_without_the_server() {
 /// A server that made entries and stopped; its directory and its log's.
 fn stopped_log() -> (tempfile::TempDir, String) {
     let server = Server::start();
-    for name in ["web", "api"] {
-        let id = format!("spiffe://dev.test/{name}");
-        server.text(&[
-            "entry",
-            "create",
-            "--spiffe-id",
-            &id,
-            "--parent-id",
-            "spiffe://dev.test/node",
-            "--selector",
-            "unix:uid:1",
-        ]);
-    }
+    server.has_entries();
     let directory = server.stop();
     let log = directory.path().join("audit").to_str().unwrap().to_owned();
     (directory, log)

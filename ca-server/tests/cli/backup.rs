@@ -7,19 +7,7 @@ use super::server::{Server, code, config, program};
 #[test]
 fn a_backup_of_a_running_server_becomes_a_server_again() {
     let server = Server::start();
-    for n in ["web", "api"] {
-        let id = format!("spiffe://dev.test/{n}");
-        server.text(&[
-            "entry",
-            "create",
-            "--spiffe-id",
-            &id,
-            "--parent-id",
-            "spiffe://dev.test/node",
-            "--selector",
-            "unix:uid:1",
-        ]);
-    }
+    server.has_entries();
     let bundle = server.text(&["bundle", "show"]);
     let file = server.path().join("backup");
     let file = file.to_str().unwrap();

@@ -79,6 +79,24 @@ impl Server {
         serde_json::from_str(&self.text(&[arguments, &["-o", "json"]].concat())).unwrap()
     }
 
+    /// Gives it the entries of `/web` and `/api`.
+    pub(crate) fn has_entries(&self) {
+        for name in ["web", "api"] {
+            let id = format!("spiffe://dev.test/{name}");
+            let parent = "spiffe://dev.test/node";
+            self.text(&[
+                "entry",
+                "create",
+                "--spiffe-id",
+                &id,
+                "--parent-id",
+                parent,
+                "--selector",
+                "unix:uid:1",
+            ]);
+        }
+    }
+
     /// A command that the server refuses, or that cannot even be asked: its exit code and its standard error.
     pub(crate) fn refused(&self, arguments: &[&str]) -> (i32, String) {
         let output = self.ask(arguments);

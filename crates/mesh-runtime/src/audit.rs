@@ -34,6 +34,7 @@ use crate::metrics::Metrics;
 mod canonical;
 mod checkpoint;
 mod content;
+mod disk;
 mod export;
 mod ledger;
 pub mod merkle;
@@ -46,6 +47,7 @@ mod writer;
 
 pub use checkpoint::{BadCheckpoint, Checkpoint};
 pub use content::{Action, Actor, Decision, Object, Origin, Outcome};
+pub use disk::Memory;
 pub use export::{ExportError, Exported, Period};
 pub use ledger::{Ledger, LedgerError, Wanted};
 pub use note::{KeyError, PublicKey};
@@ -55,10 +57,10 @@ pub use seals::{Sealed, Seals};
 pub use verify::{
     BadRecord, Expect, Flaw, Head, Start, Torn, Verified, VerifyError, verify, verify_against,
 };
-pub use writer::Memory;
 
 use content::{Entry, Trace, rfc3339};
-use writer::{Command, FileDisk, Opened};
+use disk::{FileDisk, Opened};
+use writer::Command;
 
 /// The name of the file in the log's directory.
 pub const FILE_NAME: &str = "audit.jsonl";
@@ -514,7 +516,7 @@ impl Drop for Record {
 /// # Errors
 /// When the directory cannot be read.
 pub fn files(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
-    let mut files = writer::closed_files(dir)?;
+    let mut files = disk::closed_files(dir)?;
     let current = dir.join(FILE_NAME);
     if current.exists() {
         files.push(current);

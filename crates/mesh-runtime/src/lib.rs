@@ -3,7 +3,8 @@
 //!
 //! In reading order: [`clock`] time as an argument · [`errors`] how failures are shown · [`config`] strict YAML, all
 //! mistakes at once · [`cli`] what the daemons' command lines share · [`telemetry`] logs and secrets · [`tasks`] who runs and who stops · [`readiness`] · [`drain`] ·
-//! [`accept`] connections in · [`metrics`] and [`admin`] the port for operators · [`addresses`] what was bound · [`ids`] ·
+//! [`accept`] connections in · [`metrics`] and [`admin`] the port for operators · [`addresses`] what was bound · [`files`] small files,
+//! whole or not at all · [`ids`] ·
 //! [`audit`] the record that cannot be quietly changed.
 
 pub mod accept;
@@ -15,6 +16,7 @@ pub mod clock;
 pub mod config;
 pub mod drain;
 pub mod errors;
+pub mod files;
 pub mod ids;
 pub mod metrics;
 pub mod readiness;

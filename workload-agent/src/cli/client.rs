@@ -2,9 +2,8 @@
 //! Trusts nothing in an answer: it is parsed whole before any of it is shown or written.
 
 use std::{
-    fs::{self, OpenOptions},
-    io::{self, Read, Write},
-    os::unix::fs::OpenOptionsExt,
+    fs,
+    io::{self, Read},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -14,6 +13,7 @@ use mesh_identity::TrustDomain;
 use mesh_runtime::{
     cli::{Exit, Output, print},
     errors::{ErrorChain, Report, untrusted},
+    files,
 };
 use proto::{
     convert::workload::X509Context,
@@ -288,27 +288,17 @@ fn read(message: proto::spiffe::workload::X509svidResponse) -> Result<X509Contex
 
 /// Each file whole: a reader sees the old one or the new one.
 fn write_files(dir: &Path, context: &X509Context) -> io::Result<()> {
+    let public = |name: &str, pem: &str| files::replace(&dir.join(name), 0o644, pem.as_bytes());
     fs::create_dir_all(dir)?;
     for (n, identity) in context.identities().iter().enumerate() {
-        write_file(
-            dir,
-            &format!("svid.{n}.pem"),
-            0o644,
-            identity.svid.to_pem().as_bytes(),
-        )?;
-        write_file(
-            dir,
-            &format!("svid.{n}.key"),
-            0o600,
+        public(&format!("svid.{n}.pem"), &identity.svid.to_pem())?;
+        files::replace(
+            &dir.join(format!("svid.{n}.key")),
+            files::PRIVATE,
             &crate::vault::key_pem(&identity.key),
         )?;
         if let Some(bundle) = context.bundles().get(identity.svid.id().trust_domain()) {
-            write_file(
-                dir,
-                &format!("bundle.{n}.pem"),
-                0o644,
-                bundle.to_pem().as_bytes(),
-            )?;
+            public(&format!("bundle.{n}.pem"), &bundle.to_pem())?;
         }
     }
     let own = context
@@ -321,30 +311,9 @@ fn write_files(dir: &Path, context: &X509Context) -> io::Result<()> {
         .filter(|bundle| Some(bundle.trust_domain()) != own.as_ref());
     for bundle in foreign {
         let domain: &TrustDomain = bundle.trust_domain();
-        write_file(
-            dir,
-            &format!("federated.{domain}.pem"),
-            0o644,
-            bundle.to_pem().as_bytes(),
-        )?;
+        public(&format!("federated.{domain}.pem"), &bundle.to_pem())?;
     }
     Ok(())
-}
-
-fn write_file(dir: &Path, name: &str, mode: u32, bytes: &[u8]) -> io::Result<()> {
-    let beside = dir.join(format!(".{name}.new"));
-    match fs::remove_file(&beside) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(mode)
-        .open(&beside)?;
-    file.write_all(bytes)?;
-    drop(file);
-    fs::rename(beside, dir.join(name))
 }
 
 pub(super) async fn explain(args: ExplainArgs, output: Output) -> Exit {

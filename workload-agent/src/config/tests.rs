@@ -124,6 +124,14 @@ fn the_printed_defaults_load_back_but_for_what_has_no_default() {
 }
 
 #[test]
+fn wep_01_wep_02_wep_04_without_a_word_the_door_is_a_unix_socket_of_this_host() {
+    let config = AgentConfig::default();
+    for door in [config.workload_socket(), config.admin_socket()] {
+        assert!(door.is_absolute() && door.starts_with("/run"), "{door:?}");
+    }
+}
+
+#[test]
 fn wep_05_wep_12_wep_13_a_socket_is_an_absolute_path_or_a_unix_uri_without_authority_and_never_tcp()
 {
     for good in ["/run/a.sock", "unix:/run/a.sock", "unix:///run/a.sock"] {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, Zeroizing};
 
 use super::{StateDir, StateError};
-use crate::bootstrap::{AgentIdentity, Proven};
+use crate::identity::{AgentIdentity, Proven};
 
 const FILE: &str = "agent-identity.sealed";
 const VERSION: u32 = 1;

@@ -17,7 +17,7 @@ use super::{StateDir, StateError};
 use crate::{
     metrics::Metrics,
     rotation::{self, Random},
-    vault::{HeldSvid, SvidKey, Vault, View},
+    vault::{HeldSvid, Restored, SvidKey, Vault, View},
 };
 
 const FILE: &str = "node-state.sealed";
@@ -27,17 +27,6 @@ const VERSION: u32 = 1;
 const PAUSE: (Duration, u32) = (Duration::from_millis(500), 20);
 /// Pauses after failures grow from the first to the second.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
-
-/// What the last run held.
-#[derive(Debug)]
-pub struct NodeState {
-    /// The entries.
-    pub entries: Vec<Arc<Entry>>,
-    /// The bundles, the own one among them.
-    pub bundles: BundleSet,
-    /// Those SVIDs that a peer accepts at this moment.
-    pub svids: Vec<HeldSvid>,
-}
 
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -78,7 +67,7 @@ impl Drop for KeptSvid {
 
 impl StateDir {
     /// What the last run of this agent held. What cannot be used is set aside: the CA will say it all again.
-    pub fn node(&self, own: &TrustDomain, agent: &SpiffeId, now: SystemTime) -> Option<NodeState> {
+    pub fn node(&self, own: &TrustDomain, agent: &SpiffeId, now: SystemTime) -> Option<Restored> {
         let bytes = match self.read(FILE) {
             Ok(bytes) => bytes?,
             Err(error) => {
@@ -162,7 +151,7 @@ fn parse(
     own: &TrustDomain,
     agent: &SpiffeId,
     now: SystemTime,
-) -> Result<NodeState, String> {
+) -> Result<Restored, String> {
     let kept: Kept = serde_json::from_slice(bytes)
         .map_err(|error| format!("line {}: not our form", error.line()))?;
     if kept.version != VERSION {
@@ -193,7 +182,7 @@ fn parse(
         dropped = all - svids.len(),
         "going on with what the last run held"
     );
-    Ok(NodeState {
+    Ok(Restored {
         entries: kept.entries.into_iter().map(Arc::new).collect(),
         bundles,
         svids,

@@ -9,7 +9,7 @@ use mesh_identity::{
 
 use super::*;
 use crate::{
-    bootstrap::{AgentIdentity, Proven},
+    identity::{AgentIdentity, Proven},
     vault::{HeldSvid, Roster, Standing, SvidKey, Vault},
 };
 

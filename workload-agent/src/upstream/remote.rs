@@ -15,6 +15,7 @@ use crate::bootstrap::Bootstrap;
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 /// A silent connection is asked this often whether it still lives, and has this long to answer.
 const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(10));
+
 /// The ca-server, as the configuration names it.
 #[derive(Debug)]
 pub struct Remote {

@@ -17,6 +17,7 @@ use crate::{
 
 /// How long the CA may take for a batch of SVIDs.
 const SIGN_WITHIN: Duration = Duration::from_secs(20);
+
 impl Sign for Upstream {
     async fn sign(&self, asks: Vec<Ask>) -> Result<Vec<Answer>, SignError> {
         let params = asks.into_iter().map(|ask| svid_wire::NewX509svidParams {

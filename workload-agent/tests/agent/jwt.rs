@@ -60,7 +60,7 @@ fn token(signer: &JwtSigner, id: &str, change: impl FnOnce(&mut Value)) -> Strin
 }
 
 #[tokio::test]
-async fn wapi_40_wapi_42_all_audiences_go_into_the_token_and_without_one_it_is_refused() {
+async fn wapi_12_wapi_40_wapi_42_all_audiences_go_into_the_token_and_without_one_it_is_refused() {
     let ca = Ca::start().await;
     ca.entry_with("pay", "/pay", &[&my_uid()], |entry| {
         entry.hint = "main".into()

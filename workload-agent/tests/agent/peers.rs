@@ -197,7 +197,7 @@ fn is_root(what: &str) -> bool {
 }
 
 #[tokio::test]
-async fn ag_03_when_the_connector_exits_its_socket_is_worth_nothing_whoever_holds_it() {
+async fn ag_03_wep_16_when_the_connector_exits_its_socket_is_worth_nothing_whoever_holds_it() {
     let ca = Ca::start().await;
     ca.entry("pay", "/pay", &["unix:uid:65534"]);
     ca.entry("mine", "/mine", &[&my_uid()]);

@@ -71,7 +71,7 @@ fn a_right_entry_is_valid() {
 }
 
 #[test]
-fn each_rule_for_the_fields_of_an_entry_refuses_with_its_own_reason() {
+fn wapi_16_each_rule_for_the_fields_of_an_entry_refuses_with_its_own_reason() {
     let id = |text: &str| text.parse::<SpiffeId>().unwrap();
     type Spoil = fn(&mut Entry);
     let cases: [(Spoil, EntryError); 16] = [

@@ -3,8 +3,8 @@
 //! Never makes a new key where an old one has signed.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::io::{self, Read};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,6 +14,7 @@ use super::AuditError;
 use super::checkpoint::{BadCheckpoint, Checkpoint, List, decimal, hash, hash_lines};
 use super::merkle::{Hash, Tree};
 use super::note::{KeyError, SigningKey};
+use crate::files::{self, PRIVATE};
 
 /// The name of the current list of checkpoints in the log's directory.
 pub const CHECKPOINTS_FILE: &str = "audit.checkpoints";
@@ -139,8 +140,10 @@ impl Found {
             (Some(newest), _) => newest.clone(),
             (None, Some(text)) => {
                 let first = Checkpoint::sign(&self.key, &tree);
-                replace(dir, CHECKPOINTS_FILE, first.to_string().as_bytes()).map_err(io)?;
-                keep_key(&path, text).map_err(io)?;
+                let list = dir.join(CHECKPOINTS_FILE);
+                files::replace(&list, PRIVATE, first.to_string().as_bytes()).map_err(io)?;
+                // Never over an old one.
+                files::create(&path, PRIVATE, text.as_bytes()).map_err(io)?;
                 first
             }
             (None, None) => {
@@ -149,8 +152,9 @@ impl Found {
             }
         };
         let public = format!("{}\n", self.key.public());
-        if read_small(&dir.join(PUBLIC_KEY_FILE)).ok().as_ref() != Some(&public) {
-            replace(dir, PUBLIC_KEY_FILE, public.as_bytes()).map_err(io)?;
+        let public_file = dir.join(PUBLIC_KEY_FILE);
+        if read_small(&public_file).ok().as_ref() != Some(&public) {
+            files::replace(&public_file, PRIVATE, public.as_bytes()).map_err(io)?;
         }
         let file = OpenOptions::new()
             .write(true)
@@ -182,41 +186,6 @@ fn has_closed(dir: &Path) -> io::Result<bool> {
         }
     }
     Ok(false)
-}
-
-/// Puts a file in the place of one of its name, whole or not at all.
-pub(super) fn replace(dir: &Path, name: &str, content: &[u8]) -> io::Result<()> {
-    let unfinished = dir.join(format!("{name}.unfinished"));
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&unfinished)?;
-    file.write_all(content)?;
-    file.sync_all()?;
-    std::fs::rename(&unfinished, dir.join(name))?;
-    File::open(dir)?.sync_all()
-}
-
-/// Keeps a new key; never over an old one.
-fn keep_key(path: &Path, text: &str) -> io::Result<()> {
-    let unfinished = path.with_extension("key.unfinished");
-    match std::fs::remove_file(&unfinished) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&unfinished)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    std::fs::hard_link(&unfinished, path)?;
-    std::fs::remove_file(&unfinished)?;
-    let dir = path.parent().unwrap_or(Path::new("."));
-    File::open(dir)?.sync_all()
 }
 
 /// Signs the tree of a log that is being written.
@@ -281,19 +250,16 @@ impl Sealer {
         self.seal()?;
         self.file.sync_all()?;
         let last = self.tree.size();
-        replace(
-            &self.dir,
-            &tree_file(last),
-            tree_text(&self.tree).as_bytes(),
-        )?;
+        let tree = self.dir.join(tree_file(last));
+        files::replace(&tree, PRIVATE, tree_text(&self.tree).as_bytes())?;
         let closed = self.dir.join(format!("audit-{last:020}.checkpoints"));
         match std::fs::hard_link(self.dir.join(CHECKPOINTS_FILE), &closed) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
             _ => {}
         }
         let first = self.newest.to_string();
-        replace(&self.dir, CHECKPOINTS_FILE, first.as_bytes())?;
         let path = self.dir.join(CHECKPOINTS_FILE);
+        files::replace(&path, PRIVATE, first.as_bytes())?;
         self.file = OpenOptions::new().write(true).open(path)?;
         (self.length, self.dirty) = (first.len() as u64, false);
         Ok(())
