@@ -4,13 +4,16 @@
 mod agent;
 mod args;
 mod audit;
+mod authority;
 mod backup;
 mod bundle;
 mod entry;
 mod error;
 mod federation;
+mod log_level;
 mod show;
 mod spire;
+mod svid;
 
 use std::io::Write;
 
@@ -78,6 +81,35 @@ enum Verb {
     Agent {
         #[command(subcommand)]
         verb: agent::AgentVerb,
+    },
+    /// The keys that sign, and turns by hand
+    #[command(alias = "localauthority")]
+    Authority {
+        #[command(subcommand)]
+        verb: authority::AuthorityVerb,
+    },
+    /// Identities that an administrator asks for
+    Svid {
+        #[command(subcommand)]
+        verb: svid::SvidVerb,
+    },
+    /// SPIRE's verb
+    #[command(hide = true)]
+    X509 {
+        #[command(subcommand)]
+        verb: svid::SpiresX509Verb,
+    },
+    /// SPIRE's verb
+    #[command(hide = true)]
+    Jwt {
+        #[command(subcommand)]
+        verb: svid::SpiresJwtVerb,
+    },
+    /// How verbose the log is
+    #[command(alias = "logger")]
+    LogLevel {
+        #[command(subcommand)]
+        verb: log_level::LogLevelVerb,
     },
     /// The audit log
     Audit {
@@ -203,6 +235,11 @@ async fn ask(verb: Verb, common: &CommonArgs) -> Result<Exit, CommandError> {
         }
         Verb::Bundle { verb } => bundle::run(verb, output).await,
         Verb::Federation { verb } => federation::run(verb, output).await,
+        Verb::Authority { verb } => authority::run(verb, output).await,
+        Verb::Svid { verb } => svid::run(verb, common).await,
+        Verb::X509 { verb } => svid::run(verb.into(), common).await,
+        Verb::Jwt { verb } => svid::run(verb.into(), common).await,
+        Verb::LogLevel { verb } => log_level::run(verb, output).await,
     }
 }
 

@@ -2,10 +2,13 @@
 //! Trusts whoever listens on the socket, as the user who named it does.
 
 mod agent;
+mod authority;
 mod backup;
 mod bundle;
 mod entry;
 mod federation;
+mod logger;
+mod svid;
 
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -27,9 +30,12 @@ use tonic_health::pb::health_client::HealthClient;
 use tower::service_fn;
 
 pub use self::agent::ListedAgent;
+pub use self::authority::{AuthorityTurn, ListedAuthorities, ListedAuthority};
 pub use self::backup::FetchError;
 pub use self::entry::NewEntry;
 pub use self::federation::{ListedRelationship, NewRelationship};
+pub use self::logger::LogLevels;
+pub use self::svid::MintedToken;
 use crate::registry::Match;
 
 /// The longest wait for one answer.

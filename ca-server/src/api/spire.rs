@@ -27,6 +27,7 @@ use proto::spire::api::types::selector_match::MatchBehavior;
 use tonic::{Code, Status};
 use tonic_health::pb::health_server::HealthServer;
 
+pub(super) use self::logger::{from_wire as log_level_from_wire, to_wire as log_level_to_wire};
 use super::{Parts, Refusal};
 use crate::registry::Match;
 

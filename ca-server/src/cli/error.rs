@@ -32,6 +32,18 @@ pub(super) enum CommandError {
         /// Where and what.
         problem: String,
     },
+    /// A file that the command was to write.
+    #[error("{file} cannot be written")]
+    Write {
+        /// Which.
+        file: String,
+        /// Why.
+        #[source]
+        cause: io::Error,
+    },
+    /// No key or request could be made.
+    #[error("no key and request for the certificate could be made: {0}")]
+    Key(String),
     /// Some items of a batch; the others were done.
     #[error("{count} of the items were refused", count = .0.len())]
     Items(Vec<(String, ClientError)>),
@@ -58,6 +70,8 @@ impl Coded for CommandError {
             Self::File { .. } => "FNL1304",
             Self::Content { .. } => "FNL1305",
             Self::Items(_) => "FNL1306",
+            Self::Write { .. } => "FNL1060",
+            Self::Key(_) => "FNL1061",
         }
     }
 }

@@ -250,7 +250,7 @@ fn agent_text(agent: &ListedAgent) -> String {
     text
 }
 
-fn rows(rows: &[(&str, String)]) -> String {
+pub(super) fn rows(rows: &[(&str, String)]) -> String {
     rows.iter()
         .map(|(name, value)| format!("{name:<17}: {value}\n"))
         .collect()

@@ -6,11 +6,14 @@
 )]
 
 mod audit;
+mod authority;
 mod backup;
 mod entry;
 mod federation;
+mod log_level;
 mod server;
 mod small;
+mod svid;
 
 use std::path::Path;
 

@@ -40,7 +40,7 @@ impl Service {
     }
 }
 
-fn to_wire(level: LevelFilter) -> LogLevel {
+pub(in crate::api) fn to_wire(level: LevelFilter) -> LogLevel {
     match level {
         // We have no record above an error.
         LevelFilter::OFF => LogLevel::Panic,
@@ -52,19 +52,21 @@ fn to_wire(level: LevelFilter) -> LogLevel {
     }
 }
 
-fn read(level: i32) -> Result<LevelFilter, Refusal> {
-    match LogLevel::try_from(level) {
-        Ok(LogLevel::Panic | LogLevel::Fatal) => Ok(LevelFilter::OFF),
-        Ok(LogLevel::Error) => Ok(LevelFilter::ERROR),
-        Ok(LogLevel::Warn) => Ok(LevelFilter::WARN),
-        Ok(LogLevel::Info) => Ok(LevelFilter::INFO),
-        Ok(LogLevel::Debug) => Ok(LevelFilter::DEBUG),
-        Ok(LogLevel::Trace) => Ok(LevelFilter::TRACE),
-        Ok(LogLevel::Unspecified) => {
-            Err(bad_level("newLevel value cannot be LogLevel_UNSPECIFIED"))
-        }
-        Err(_) => Err(bad_level("unsupported log level")),
+pub(in crate::api) fn from_wire(level: LogLevel) -> Option<LevelFilter> {
+    match level {
+        LogLevel::Panic | LogLevel::Fatal => Some(LevelFilter::OFF),
+        LogLevel::Error => Some(LevelFilter::ERROR),
+        LogLevel::Warn => Some(LevelFilter::WARN),
+        LogLevel::Info => Some(LevelFilter::INFO),
+        LogLevel::Debug => Some(LevelFilter::DEBUG),
+        LogLevel::Trace => Some(LevelFilter::TRACE),
+        LogLevel::Unspecified => None,
     }
+}
+
+fn read(level: i32) -> Result<LevelFilter, Refusal> {
+    let level = LogLevel::try_from(level).map_err(|_| bad_level("unsupported log level"))?;
+    from_wire(level).ok_or_else(|| bad_level("newLevel value cannot be LogLevel_UNSPECIFIED"))
 }
 
 fn bad_level(why: &str) -> Refusal {
