@@ -28,7 +28,7 @@ use crate::{
         socket::{BoundSocket, SocketError},
         workload::WorkloadApi,
     },
-    attestor::{Attestor, unix::UnixAttestor},
+    attestor::{Attestor, k8s::K8sAttestor, unix::UnixAttestor},
     bootstrap::{Bootstrap, BootstrapError, Proof},
     config::AgentConfig,
     identity::Proven,
@@ -121,7 +121,10 @@ impl App {
         {
             vault.restore(held, clock.now());
         }
-        let attestor = Attestor::new(UnixAttestor::new(config.limits.executable_size.as_bytes()));
+        let attestor = Attestor::new(
+            UnixAttestor::new(config.limits.executable_size.as_bytes()),
+            K8sAttestor::on_this_node(),
+        );
         let tasks = Tasks::new("workload-agent");
         let (self_view, own_view) = watch::channel(SelfView::default());
 

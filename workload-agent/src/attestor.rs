@@ -1,6 +1,7 @@
 //! Decides what is known about a process: it runs the attestors and gathers their selectors, with the process held still.
 //! Trusts the kernel's view of a process that is alive before and after. Never uses a fact that was read around an exit or an exec.
 
+pub mod k8s;
 pub mod process;
 pub mod unix;
 
@@ -14,6 +15,7 @@ use mesh_identity::Selector;
 use tokio::{sync::Semaphore, task, time};
 
 use self::{
+    k8s::K8sAttestor,
     process::Process,
     unix::{Subject, UnixAttestor},
 };
@@ -74,14 +76,16 @@ impl Wanted {
 #[derive(Clone, Debug)]
 pub struct Attestor {
     unix: Arc<UnixAttestor>,
+    k8s: Arc<K8sAttestor>,
     turns: Arc<Mutex<BTreeMap<u32, Arc<Semaphore>>>>,
 }
 
 impl Attestor {
     /// With the limits of the configuration.
-    pub fn new(unix: UnixAttestor) -> Self {
+    pub fn new(unix: UnixAttestor, k8s: K8sAttestor) -> Self {
         Self {
             unix: Arc::new(unix),
+            k8s: Arc::new(k8s),
             turns: Arc::default(),
         }
     }
@@ -140,7 +144,7 @@ impl Attestor {
                     .or_insert_with(|| Arc::new(Semaphore::new(AT_A_TIME_PER_UID))),
             )
         };
-        let unix = Arc::clone(&self.unix);
+        let (unix, k8s) = (Arc::clone(&self.unix), Arc::clone(&self.k8s));
         let work = async {
             let Ok(permit) = turns.acquire_owned().await else {
                 return Err(AttestError::TooSlow);
@@ -148,7 +152,15 @@ impl Attestor {
             task::spawn_blocking(move || {
                 // Held by the thread: one that hangs keeps its place and the next ones wait, for this uid alone.
                 let _permit = permit;
-                unix.attest(&subject, wanted)
+                let mut found = unix.attest(&subject, wanted)?;
+                match k8s.attest(&subject.process)? {
+                    Ok(facts) => found.facts.extend(facts),
+                    Err(reason) => found.failed.push(Failed {
+                        name: "k8s",
+                        reason: reason.to_string(),
+                    }),
+                }
+                Ok(found)
             })
             .await
             .unwrap_or_else(|join| Err(AttestError::Unreadable(std::io::Error::other(join))))
