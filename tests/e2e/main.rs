@@ -4,6 +4,7 @@ mod admin;
 mod crash;
 mod deploy;
 mod dev;
+mod envoy;
 mod kubernetes;
 mod restart;
 mod rotation;

@@ -1,7 +1,11 @@
 //! A mesh of real programs in a folder of its own: an authority, an agent, and proxied workloads on request.
 //! Configuration is dev mode's, changed where a test needs it.
 
-use std::{fs, net::SocketAddr, path::PathBuf};
+use std::{
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
 
 use finial::dev::files;
 use serde_json::Value;
@@ -126,13 +130,18 @@ impl World {
         ]);
     }
 
+    /// `program` under a path of its own, by which its process is known.
+    pub fn own_program(&self, name: &str, program: &Path) -> PathBuf {
+        let own = self.path(name);
+        fs::hard_link(program, &own)
+            .or_else(|_| fs::copy(program, &own).map(drop))
+            .expect("a path of its own for the program");
+        own
+    }
+
     /// A proxy with a path and an identity of its own, ready.
     pub async fn proxy(&self, name: &str, config: &str) -> Daemon {
-        let program = self.path(&format!("{name}-proxy"));
-        let original = programs::path("mesh-proxy");
-        fs::hard_link(&original, &program)
-            .or_else(|_| fs::copy(&original, &program).map(drop))
-            .expect("a path of its own for the proxy");
+        let program = self.own_program(&format!("{name}-proxy"), &programs::path("mesh-proxy"));
         self.entry(name, &program.display().to_string());
         let config = self.write(&format!("{name}.yaml"), config);
         Daemon::start_ready(name, &program, &config, self.dir.path()).await
