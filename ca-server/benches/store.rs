@@ -233,10 +233,9 @@ fn signatures(folder: &Path, runtime: &tokio::runtime::Runtime) {
     });
 
     let settings = AuthoritySettings {
-        trust_domain: domain(),
         lifetime: Duration::from_secs(3600),
         refresh_hint: Duration::from_secs(5),
-        sealing_key: folder.join("sealing.key"),
+        ..AuthoritySettings::new(domain(), folder.join("sealing.key"))
     };
     let stores = Stores::memory(&domain());
     let authority: Arc<Authority> = runtime

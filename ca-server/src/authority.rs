@@ -32,7 +32,7 @@ pub use self::by_hand::TurnError;
 pub use self::error::{AuthorityError, SignError};
 pub use self::rotation::{Followers, NoFollowers, run};
 pub use self::slots::{SlotState, Step, Times, next_step};
-pub use self::token::{SignedToken, TokenTemplate};
+pub use self::token::{MOST_AUDIENCES, SignedToken, TokenSettings, TokenTemplate};
 
 /// How far back a certificate's start lies, unless the template says otherwise: verifiers' clocks differ.
 pub const BACKDATE: Duration = Duration::from_secs(10);
@@ -51,9 +51,22 @@ pub struct AuthoritySettings {
     pub refresh_hint: Duration,
     /// The file with the key that seals the CA keys in the store; made on the very first start.
     pub sealing_key: PathBuf,
+    /// What every token says and how many audiences it may have.
+    pub tokens: TokenSettings,
 }
 
 impl AuthoritySettings {
+    /// The usual settings: authorities of a day, whose bundle is asked for every five minutes.
+    pub fn new(trust_domain: TrustDomain, sealing_key: PathBuf) -> Self {
+        Self {
+            trust_domain,
+            lifetime: Duration::from_secs(24 * 3600),
+            refresh_hint: Duration::from_secs(300),
+            sealing_key,
+            tokens: TokenSettings::default(),
+        }
+    }
+
     /// The longest SVID life that an authority of this lifetime can always grant in full:
     /// the next one takes over when this much is left.
     pub fn longest_svid(&self) -> Duration {
@@ -248,7 +261,7 @@ impl Authority {
         signer
             .as_ref()
             .ok_or(SignError::NoAuthority)?
-            .sign(template, now)
+            .sign(template, &self.settings.tokens, now)
     }
 
     /// Our bundle as it is stored, newest first seen; its sequence number rises with each change.

@@ -11,7 +11,7 @@ use mesh_runtime::telemetry::LogOptions;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::authority::{AuthoritySettings, SHORTEST_LIFE};
+use crate::authority::{AuthoritySettings, MOST_AUDIENCES, SHORTEST_LIFE, TokenSettings};
 
 /// Everything that a ca-server can be told.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -40,6 +40,8 @@ pub struct CaServerConfig {
     pub telemetry: TelemetryConfig,
     /// The log.
     pub log: LogOptions,
+    /// What tokens say of their issuer (`iss`), for verifiers that ask for it. Absent: nothing, as the SPIFFE ID names it already.
+    pub jwt_issuer: Option<String>,
 }
 
 /// The `listen` section.
@@ -232,6 +234,8 @@ pub struct LimitsConfig {
     pub streams_per_connection: u32,
     /// Certificates in one request.
     pub certificates_per_request: u32,
+    /// Audiences in one token; whoever of them gets it can use it towards the others.
+    pub audiences_per_token: u32,
 }
 
 /// The `telemetry` section.
@@ -264,6 +268,7 @@ impl Default for CaServerConfig {
             limits: LimitsConfig::default(),
             telemetry: TelemetryConfig::default(),
             log: LogOptions::default(),
+            jwt_issuer: None,
         }
     }
 }
@@ -354,6 +359,7 @@ impl Default for LimitsConfig {
             connections: 16_384,
             streams_per_connection: 128,
             certificates_per_request: 1000,
+            audiences_per_token: MOST_AUDIENCES.try_into().unwrap_or(u32::MAX),
         }
     }
 }
@@ -380,9 +386,17 @@ impl CaServerConfig {
             lifetime: self.lifetimes.x509_authority.get(),
             refresh_hint: self.lifetimes.bundle_refresh_hint.get(),
             sealing_key: self.keys.sealing_key.clone(),
+            tokens: TokenSettings {
+                issuer: self.jwt_issuer.clone(),
+                most_audiences: usize::try_from(self.limits.audiences_per_token)
+                    .unwrap_or(usize::MAX),
+            },
         }
     }
 }
+
+/// The longest `jwtIssuer`, in bytes; it stands in every token.
+const LONGEST_ISSUER: usize = 1024;
 
 /// The life of a JWT-SVID where nobody says otherwise (JWT-21).
 const JWT_SVID: Duration = Duration::from_secs(300);
@@ -411,6 +425,25 @@ impl Config for CaServerConfig {
                 FIELDS_DISAGREE,
                 &["audit.checkpointEvery"],
                 "the audit log is signed between every 1s and every 1h",
+            );
+        }
+        let named = |issuer: &str| {
+            !issuer.is_empty()
+                && issuer.len() <= LONGEST_ISSUER
+                && !issuer.chars().any(|c| c.is_control() || c.is_whitespace())
+        };
+        if !self.jwt_issuer.as_deref().is_none_or(named) {
+            found.problem(
+                FIELDS_DISAGREE,
+                &["jwtIssuer"],
+                format!("an issuer has 1 to {LONGEST_ISSUER} bytes and no space in them"),
+            );
+        }
+        if self.limits.audiences_per_token == 0 {
+            found.problem(
+                FIELDS_DISAGREE,
+                &["limits.audiencesPerToken"],
+                "a token has at least one audience",
             );
         }
         if self.listen.admin_socket.as_os_str().len() > 107 {

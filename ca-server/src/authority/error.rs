@@ -127,6 +127,14 @@ pub enum SignError {
     /// The key is that of an authority.
     #[error("the public key is that of an authority")]
     OwnKey,
+    /// The token would be for too many.
+    #[error("a token has at most {most} audiences, and {asked} were asked for")]
+    Audiences {
+        /// How many.
+        asked: usize,
+        /// The most.
+        most: usize,
+    },
     /// The token cannot say what it should.
     #[error("the token cannot be made")]
     Claims(#[from] mesh_identity::jwt::IssueError),
@@ -146,6 +154,7 @@ impl SignError {
             | Self::OwnKey
             | Self::NoTime
             | Self::NotOurs { .. }
+            | Self::Audiences { .. }
             | Self::Claims(_) => Blame::Caller,
             Self::NoAuthority | Self::Failed { .. } => Blame::Us,
         }
@@ -162,6 +171,7 @@ impl Coded for SignError {
             Self::OwnKey => "FNL1034",
             Self::Failed { .. } => "FNL1035",
             Self::Claims(_) => "FNL1036",
+            Self::Audiences { .. } => "FNL1062",
         }
     }
 }

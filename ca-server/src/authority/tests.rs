@@ -35,10 +35,9 @@ pub(super) struct Rig {
 
 pub(super) fn settings(folder: &Path) -> AuthoritySettings {
     AuthoritySettings {
-        trust_domain: domain(),
         lifetime: LIFE,
         refresh_hint: Duration::from_secs(5),
-        sealing_key: folder.join("sealing.key"),
+        ..AuthoritySettings::new(domain(), folder.join("sealing.key"))
     }
 }
 

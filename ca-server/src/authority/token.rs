@@ -26,6 +26,27 @@ pub struct TokenTemplate {
     pub with_token_id: bool,
 }
 
+/// How many audiences a token may have, unless the configuration says otherwise.
+pub const MOST_AUDIENCES: usize = 16;
+
+/// What holds for every token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenSettings {
+    /// What it says of its issuer (`iss`), for verifiers that ask for it.
+    pub issuer: Option<String>,
+    /// The most audiences. Whoever of them receives a token can use it towards all the others (JWT-SVID 3.2), so they are few.
+    pub most_audiences: usize,
+}
+
+impl Default for TokenSettings {
+    fn default() -> Self {
+        Self {
+            issuer: None,
+            most_audiences: MOST_AUDIENCES,
+        }
+    }
+}
+
 /// A signed token.
 #[derive(Debug)]
 pub struct SignedToken {
@@ -65,8 +86,14 @@ impl TokenSigner {
     pub(super) fn sign(
         &self,
         template: &TokenTemplate,
+        settings: &TokenSettings,
         now: SystemTime,
     ) -> Result<SignedToken, SignError> {
+        let audience = template.audience.iter().filter(|value| !value.is_empty());
+        let (asked, most) = (audience.count(), settings.most_audiences);
+        if asked > most {
+            return Err(SignError::Audiences { asked, most });
+        }
         if now < self.times.not_before || now >= self.times.not_after {
             return Err(SignError::NoAuthority);
         }
@@ -89,7 +116,7 @@ impl TokenSigner {
             audience: &template.audience,
             issued_at,
             expires_at,
-            issuer: None,
+            issuer: settings.issuer.as_deref(),
             token_id: token_id.as_deref(),
         };
         let input = SigningInput::new(JwtAlgorithm::Es256, &self.key_id, &claims)?;

@@ -98,3 +98,18 @@ fn an_uppercase_trust_domain_is_refused_and_never_normalised() {
     // ID-7
     assert!(load("trustDomain: Dev.Test\n").is_err());
 }
+
+#[test]
+fn jwt_10_the_issuer_and_the_most_audiences_of_tokens_can_be_said_and_must_make_sense() {
+    let text = "jwtIssuer: https://oidc.dev.test\nlimits: { audiencesPerToken: 1 }\n";
+    let tokens = load(text).unwrap().authority().tokens;
+    assert_eq!(tokens.issuer.as_deref(), Some("https://oidc.dev.test"));
+    assert_eq!(tokens.most_audiences, 1);
+    let defaults = load("").unwrap().authority().tokens;
+    assert_eq!(defaults, TokenSettings::default());
+    let error = load("jwtIssuer: ''\nlimits: { audiencesPerToken: 0 }\n").unwrap_err();
+    assert!(
+        error.contains("no space in them") && error.contains("at least one audience"),
+        "{error}"
+    );
+}

@@ -27,10 +27,9 @@ async fn setting() -> Setting {
     let stores = Stores::memory(&own());
     stores.nodes.attest(node(A, &[])).await.unwrap();
     let settings = AuthoritySettings {
-        trust_domain: own(),
         lifetime: Duration::from_secs(3600),
         refresh_hint: Duration::from_secs(60),
-        sealing_key: directory.path().join("key"),
+        ..AuthoritySettings::new(own(), directory.path().join("key"))
     };
     let authority = Authority::open(settings, stores.journal.clone(), clock.now())
         .await

@@ -57,6 +57,40 @@ async fn jwt_20_a_token_has_a_name_of_its_own_if_its_entry_asks_for_it() {
 }
 
 #[tokio::test]
+async fn jwt_20_every_token_names_the_issuer_that_is_configured() {
+    let folder = TempDir::new().expect("a folder");
+    let mut settings = settings(folder.path());
+    settings.tokens.issuer = Some("https://oidc.example.test".into());
+    let journal = Stores::memory(&domain()).journal.clone();
+    let authority = Authority::open(settings, journal, at(0)).await;
+    let authority = authority.expect("opened");
+    let svid = proven(&sign(&authority, at(5)), &bundle_of(&authority), at(5));
+    let claims = svid.expect("it verifies").claims;
+    assert_eq!(claims["iss"], "https://oidc.example.test");
+}
+
+#[tokio::test]
+async fn jwt_10_a_token_for_more_audiences_than_the_cap_is_not_signed() {
+    let rig = Rig::new().await;
+    let asked = |count: usize| {
+        let mut template = token_template("/pay");
+        template.audience = (0..count).map(|n| format!("service-{n}")).collect();
+        // Empty ones are dropped, so they do not count either.
+        template.audience.push(String::new());
+        rig.authority.sign_token(&template, at(0)).map(|_| ())
+    };
+    assert_eq!(asked(MOST_AUDIENCES), Ok(()));
+    let (asked, most) = (asked(MOST_AUDIENCES + 1), MOST_AUDIENCES);
+    assert_eq!(
+        asked,
+        Err(SignError::Audiences {
+            asked: most + 1,
+            most
+        })
+    );
+}
+
+#[tokio::test]
 async fn key_ids_are_32_letters_and_digits_and_the_bundle_names_key_end_and_id() {
     let rig = Rig::new().await;
     let stored = rig.authority.bundle().borrow().clone();
