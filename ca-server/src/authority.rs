@@ -30,6 +30,7 @@ use crate::store::{BundleContent, Journal, StoredBundle, StoredJwtKey, StoredRoo
 
 pub use self::by_hand::TurnError;
 pub use self::error::{AuthorityError, SignError};
+pub use self::keys::KeyType;
 pub use self::rotation::{Followers, NoFollowers, run};
 pub use self::slots::{SlotState, Step, Times, next_step};
 pub use self::token::{MOST_AUDIENCES, SignedToken, TokenSettings, TokenTemplate};
@@ -53,6 +54,17 @@ pub struct AuthoritySettings {
     pub sealing_key: PathBuf,
     /// What every token says and how many audiences it may have.
     pub tokens: TokenSettings,
+    /// What new authorities are made of. One that exists stays what it is.
+    pub key_types: KeyTypes,
+}
+
+/// Of which kinds the keys of new authorities are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KeyTypes {
+    /// Those that sign certificates.
+    pub x509: KeyType,
+    /// Those that sign tokens.
+    pub jwt: KeyType,
 }
 
 impl AuthoritySettings {
@@ -64,6 +76,7 @@ impl AuthoritySettings {
             refresh_hint: Duration::from_secs(300),
             sealing_key,
             tokens: TokenSettings::default(),
+            key_types: KeyTypes::default(),
         }
     }
 
@@ -201,7 +214,7 @@ impl Authority {
             Some(bytes) => journal::decode(bytes, &settings.trust_domain, &sealing)?,
             None => Book::default(),
         };
-        rotation::catch_up(&mut slots, &settings, &sealing, now)?;
+        rotation::catch_up(&mut slots, &settings, &sealing, now).await?;
         let bundle = write(&settings, &*journal, &slots).await?;
         let authority = Self {
             active: ArcSwapOption::empty(),
@@ -315,7 +328,7 @@ impl Authority {
                 return Ok(now + pause);
             }
             let mut next = book.clone();
-            rotation::take(&mut next, steps, &self.settings, &self.sealing, now)?;
+            rotation::take(&mut next, steps, &self.settings, &self.sealing, now).await?;
             self.commit(&mut book, next).await?;
             tracing::info!(?steps, authorities = ?book.statuses(), "authority rotation");
         }

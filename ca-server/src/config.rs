@@ -11,7 +11,9 @@ use mesh_runtime::telemetry::LogOptions;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::authority::{AuthoritySettings, MOST_AUDIENCES, SHORTEST_LIFE, TokenSettings};
+use crate::authority::{
+    AuthoritySettings, KeyType, KeyTypes, MOST_AUDIENCES, SHORTEST_LIFE, TokenSettings,
+};
 
 /// Everything that a ca-server can be told.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -84,6 +86,10 @@ pub struct SledConfig {
 pub struct KeysConfig {
     /// The file with the key that seals the CA keys in the store; made on the first start.
     pub sealing_key: PathBuf,
+    /// What new X.509 authorities are made of; one that exists stays what it is.
+    pub ca_key_type: KeyType,
+    /// The same for JWT authorities; absent: as `caKeyType`.
+    pub jwt_key_type: Option<KeyType>,
 }
 
 /// The `lifetimes` section.
@@ -301,6 +307,8 @@ impl Default for KeysConfig {
     fn default() -> Self {
         Self {
             sealing_key: "/var/lib/ca-server/sealing.key".into(),
+            ca_key_type: KeyType::default(),
+            jwt_key_type: None,
         }
     }
 }
@@ -390,6 +398,10 @@ impl CaServerConfig {
                 issuer: self.jwt_issuer.clone(),
                 most_audiences: usize::try_from(self.limits.audiences_per_token)
                     .unwrap_or(usize::MAX),
+            },
+            key_types: KeyTypes {
+                x509: self.keys.ca_key_type,
+                jwt: self.keys.jwt_key_type.unwrap_or(self.keys.ca_key_type),
             },
         }
     }

@@ -28,11 +28,11 @@ impl Authority {
         let mut next = book.clone();
         match kind {
             AuthorityKind::X509 => {
-                let slot = rotation::new_x509(&self.settings, &self.sealing, now)?;
+                let slot = rotation::new_x509(&self.settings, &self.sealing, now).await?;
                 next.x509.prepare(slot);
             }
             AuthorityKind::Jwt => {
-                let slot = rotation::new_jwt(&self.settings, &self.sealing, now)?;
+                let slot = rotation::new_jwt(&self.settings, &self.sealing, now).await?;
                 next.jwt.prepare(slot);
             }
         }

@@ -1,6 +1,8 @@
-//! Where a CA private key rests: in memory as a key that only signs, on disk sealed with AES-256-GCM.
+//! Where a CA private key rests: in memory as a key that only signs (`pair`), on disk sealed with AES-256-GCM.
 //! The only place that names a signing library and the only holder of CA keys.
 //! Nothing here can be cloned, printed or serialised, except what is sealed.
+
+mod pair;
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -11,82 +13,13 @@ use mesh_runtime::files;
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use ring::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use ring::rand::{SecureRandom, SystemRandom};
-use ring::signature::{
-    ECDSA_P256_SHA256_ASN1_SIGNING, ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair,
-};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::AuthorityError;
 
-/// A private key that signs certificates, P-256.
-pub(super) struct CaKey {
-    pair: EcdsaKeyPair,
-    random: SystemRandom,
-}
-
-/// A new key's PKCS#8, on its way to being sealed.
-pub(super) type Pkcs8 = Zeroizing<Vec<u8>>;
-
-/// A new key that signs certificates or tokens. Its PKCS#8 is for making the signer and for sealing, and for nothing else.
-pub(super) fn generate() -> Result<Pkcs8, AuthorityError> {
-    let document =
-        EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &SystemRandom::new());
-    let document = document.map_err(|_| AuthorityError::Make {
-        reason: "no key could be made".into(),
-    })?;
-    Ok(Zeroizing::new(document.as_ref().to_vec()))
-}
-
-impl CaKey {
-    pub(super) fn from_pkcs8(pkcs8: &Pkcs8) -> Result<Self, String> {
-        let random = SystemRandom::new();
-        let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, pkcs8, &random);
-        Ok(Self {
-            pair: pair.map_err(|error| error.to_string())?,
-            random,
-        })
-    }
-}
-
-/// A private key that signs tokens, P-256: its signatures are r and s, as RFC 7518 3.4 wants them.
-pub(super) struct TokenKey {
-    pair: EcdsaKeyPair,
-    random: SystemRandom,
-}
-
-impl TokenKey {
-    pub(super) fn from_pkcs8(pkcs8: &Pkcs8) -> Result<Self, String> {
-        let random = SystemRandom::new();
-        let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, pkcs8, &random);
-        Ok(Self {
-            pair: pair.map_err(|error| error.to_string())?,
-            random,
-        })
-    }
-
-    /// Its public key as a SubjectPublicKeyInfo.
-    pub(super) fn public_key(&self) -> Vec<u8> {
-        struct Point<'a>(&'a [u8]);
-
-        impl rcgen::PublicKeyData for Point<'_> {
-            fn der_bytes(&self) -> &[u8] {
-                self.0
-            }
-
-            fn algorithm(&self) -> &'static rcgen::SignatureAlgorithm {
-                &rcgen::PKCS_ECDSA_P256_SHA256
-            }
-        }
-
-        rcgen::PublicKeyData::subject_public_key_info(&Point(self.pair.public_key().as_ref()))
-    }
-
-    pub(super) fn sign(&self, message: &[u8]) -> Option<Vec<u8>> {
-        let signature = self.pair.sign(&self.random, message).ok()?;
-        Some(signature.as_ref().to_vec())
-    }
-}
+pub use self::pair::KeyType;
+pub(super) use self::pair::{CaKey, Pkcs8, TokenKey, generate};
 
 /// A name of 32 random letters and digits, as SPIRE names its JWT keys.
 pub(super) fn new_key_id() -> Option<String> {
@@ -112,26 +45,6 @@ pub(super) fn new_token_id() -> Option<String> {
     let mut bytes = [0; 16];
     SystemRandom::new().fill(&mut bytes).ok()?;
     Some(URL_SAFE_NO_PAD.encode(bytes))
-}
-
-impl rcgen::PublicKeyData for CaKey {
-    fn der_bytes(&self) -> &[u8] {
-        self.pair.public_key().as_ref()
-    }
-
-    fn algorithm(&self) -> &'static rcgen::SignatureAlgorithm {
-        &rcgen::PKCS_ECDSA_P256_SHA256
-    }
-}
-
-impl rcgen::SigningKey for CaKey {
-    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
-        let signature = self
-            .pair
-            .sign(&self.random, message)
-            .map_err(|_| rcgen::Error::RingUnspecified)?;
-        Ok(signature.as_ref().to_vec())
-    }
 }
 
 /// A key id as SPIRE makes it: SHA-1 of the key bits (RFC 5280, 4.2.1.2, method 1). A name, not a proof.

@@ -119,29 +119,27 @@ pub(super) fn due(book: &Book, now: SystemTime) -> Steps {
 }
 
 /// Takes one step of each kind in memory.
-pub(super) fn take(
+pub(super) async fn take(
     book: &mut Book,
     steps: Steps,
     settings: &AuthoritySettings,
     sealing: &SealingKey,
     now: SystemTime,
 ) -> Result<(), AuthorityError> {
-    take_one(&mut book.x509, steps.x509, now, || {
-        new_x509(settings, sealing, now)
-    })?;
-    take_one(&mut book.jwt, steps.jwt, now, || {
-        new_jwt(settings, sealing, now)
-    })
+    let x509 = new_x509(settings, sealing, now);
+    take_one(&mut book.x509, steps.x509, now, x509).await?;
+    let jwt = new_jwt(settings, sealing, now);
+    take_one(&mut book.jwt, steps.jwt, now, jwt).await
 }
 
-fn take_one<S>(
+async fn take_one<S>(
     slots: &mut Slots<S>,
     step: Step,
     now: SystemTime,
-    make: impl FnOnce() -> Result<Slot<S>, AuthorityError>,
+    make: impl Future<Output = Result<Slot<S>, AuthorityError>>,
 ) -> Result<(), AuthorityError> {
     match step {
-        Step::Prepare => slots.prepare(make()?),
+        Step::Prepare => slots.prepare(make.await?),
         Step::Activate => slots.activate(),
         Step::Retire => slots.retire(now),
         Step::Wait(_) => {}
@@ -150,7 +148,7 @@ fn take_one<S>(
 }
 
 /// Takes all steps that are due at start, when nobody has seen anything yet.
-pub(super) fn catch_up(
+pub(super) async fn catch_up(
     book: &mut Book,
     settings: &AuthoritySettings,
     sealing: &SealingKey,
@@ -162,18 +160,18 @@ pub(super) fn catch_up(
         if steps.pause().is_some() {
             return Ok(());
         }
-        take(book, steps, settings, sealing, now)?;
+        take(book, steps, settings, sealing, now).await?;
     }
 }
 
 /// A new X.509 authority, prepared.
-pub(super) fn new_x509(
+pub(super) async fn new_x509(
     settings: &AuthoritySettings,
     sealing: &SealingKey,
     now: SystemTime,
 ) -> Result<Slot<Signer>, AuthorityError> {
     let failed = |reason| AuthorityError::Make { reason };
-    let pkcs8 = generate()?;
+    let pkcs8 = generate(settings.key_types.x509).await?;
     let key = CaKey::from_pkcs8(&pkcs8).map_err(failed)?;
     let NewAuthority {
         certificate,
@@ -196,19 +194,19 @@ pub(super) fn new_x509(
 }
 
 /// A new JWT authority, prepared. It has the times that a certificate would have.
-pub(super) fn new_jwt(
+pub(super) async fn new_jwt(
     settings: &AuthoritySettings,
     sealing: &SealingKey,
     now: SystemTime,
 ) -> Result<Slot<TokenSigner>, AuthorityError> {
     let failed = |reason| AuthorityError::Make { reason };
+    let pkcs8 = generate(settings.key_types.jwt).await?;
     let key_id = new_key_id().ok_or_else(|| failed("no random numbers".into()))?;
     let times = Times {
         not_before: now - BACKDATE,
         not_after: now + settings.lifetime,
     }
     .in_whole_seconds();
-    let pkcs8 = generate()?;
     let signer = TokenSigner::new(key_id.clone(), times, &pkcs8).map_err(failed)?;
     let public_key = signer.public_key();
     let sealed = journal::seal_jwt(

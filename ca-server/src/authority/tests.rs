@@ -1,6 +1,7 @@
 //! The authority: what it issues (decoded by x509-parser and by the machine's openssl), how it rests, how it rotates.
 
 mod by_hand;
+mod kinds;
 mod profile;
 mod rest;
 mod tokens;

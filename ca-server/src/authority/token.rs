@@ -1,11 +1,11 @@
-//! What we put in a token: the profile of a JWT-SVID (JWT-SVID 2 and 3; spiffe.md C.6), signed by ES256.
+//! What we put in a token: the profile of a JWT-SVID (JWT-SVID 2 and 3; spiffe.md C.6), signed by whatever its authority is.
 //! Takes names and audiences from a template; its caller proved them.
 //! Never signs outside its own validity, and never for longer than its own end.
 
 use std::time::{Duration, SystemTime};
 
 use mesh_identity::SpiffeId;
-use mesh_identity::jwt::{Claims, JwtAlgorithm, SigningInput};
+use mesh_identity::jwt::{Claims, SigningInput};
 use mesh_runtime::telemetry::Secret;
 
 use super::SignError;
@@ -119,7 +119,7 @@ impl TokenSigner {
             issuer: settings.issuer.as_deref(),
             token_id: token_id.as_deref(),
         };
-        let input = SigningInput::new(JwtAlgorithm::Es256, &self.key_id, &claims)?;
+        let input = SigningInput::new(self.key.algorithm(), &self.key_id, &claims)?;
         let signature = self.key.sign(input.as_bytes());
         let signature = signature.ok_or_else(|| failed("the key did not sign"))?;
         Ok(SignedToken {

@@ -113,3 +113,20 @@ fn jwt_10_the_issuer_and_the_most_audiences_of_tokens_can_be_said_and_must_make_
         "{error}"
     );
 }
+
+#[test]
+fn the_key_type_of_tokens_follows_that_of_certificates_unless_it_is_said() {
+    let kinds = |yaml: &str| load(yaml).unwrap().authority().key_types;
+    let of = |x509, jwt| KeyTypes { x509, jwt };
+    assert_eq!(kinds(""), of(KeyType::EcP256, KeyType::EcP256));
+    assert_eq!(
+        kinds("keys: { caKeyType: rsa-4096 }\n"),
+        of(KeyType::Rsa4096, KeyType::Rsa4096)
+    );
+    assert_eq!(
+        kinds("keys: { caKeyType: ec-p384, jwtKeyType: rsa-2048 }\n"),
+        of(KeyType::EcP384, KeyType::Rsa2048)
+    );
+    let error = load("keys: { caKeyType: rsa-1024 }\n").unwrap_err();
+    assert!(error.contains("ec-p256"), "{error}");
+}

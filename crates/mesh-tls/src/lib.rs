@@ -29,7 +29,7 @@ pub use handshake::{accept, connect};
 pub use identity::{TlsIdentity, TlsIdentityError};
 pub use key::{KeyError, PrivateKey};
 pub use peer::{Peer, Session};
-pub use provider::install_default_provider;
+pub use provider::{RsaSize, install_default_provider, new_rsa_key};
 pub use public::{
     NoWebRoots, Shown, WebIdentity, WebIdentityError, connect_web, public_server_config,
     web_client_config,

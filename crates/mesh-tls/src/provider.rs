@@ -11,6 +11,7 @@ use rustls::{
     sign::SigningKey,
 };
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use zeroize::Zeroizing;
 
 #[cfg(all(feature = "aws-lc-rs", not(feature = "ring-only")))]
 use rustls::crypto::aws_lc_rs as chosen;
@@ -93,4 +94,34 @@ pub(crate) fn provider() -> &'static Arc<CryptoProvider> {
 /// Parses a PKCS#8 key from where it lies, so that no copy escapes the owner's zeroing.
 pub(crate) fn signing_key(pkcs8: &[u8]) -> Result<Arc<dyn SigningKey>, rustls::Error> {
     chosen::sign::any_supported_type(&PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(pkcs8)))
+}
+
+/// The RSA keys that are made here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RsaSize {
+    /// 2048 bits.
+    Bits2048,
+    /// 4096 bits.
+    Bits4096,
+}
+
+/// A new RSA key in PKCS#8, for an authority whose verifiers know nothing better; ring signs with it and cannot make one.
+/// It takes some tenths of a second, sometimes seconds. `None` if it cannot be made, as in a build without aws-lc-rs.
+pub fn new_rsa_key(size: RsaSize) -> Option<Zeroizing<Vec<u8>>> {
+    #[cfg(all(feature = "aws-lc-rs", not(feature = "ring-only")))]
+    {
+        use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der};
+        use aws_lc_rs::rsa::{KeyPair, KeySize};
+        let size = match size {
+            RsaSize::Bits2048 => KeySize::Rsa2048,
+            RsaSize::Bits4096 => KeySize::Rsa4096,
+        };
+        let pkcs8: Pkcs8V1Der<'_> = KeyPair::generate(size).ok()?.as_der().ok()?;
+        Some(Zeroizing::new(pkcs8.as_ref().to_vec()))
+    }
+    #[cfg(feature = "ring-only")]
+    {
+        let _ = size;
+        None
+    }
 }

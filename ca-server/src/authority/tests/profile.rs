@@ -494,7 +494,7 @@ async fn the_machines_openssl_reads_and_strictly_verifies_what_we_issue() {
     }
 }
 
-fn pem(der: &[u8]) -> String {
+pub(super) fn pem(der: &[u8]) -> String {
     use base64::Engine as _;
     let body = base64::engine::general_purpose::STANDARD.encode(der);
     let lines: Vec<&str> = body
