@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use http::StatusCode;
 use mesh_policy::Protocol as PolicyProtocol;
 use mesh_runtime::accept;
 use mesh_runtime::addresses::Addresses;
-use mesh_runtime::admin::Admin;
+use mesh_runtime::admin::{Admin, Answer, Ask};
 use mesh_runtime::audit::AuditLog;
 use mesh_runtime::clock::Clock;
 use mesh_runtime::drain::{Drain, DrainWatch, Outcome};
@@ -23,6 +24,7 @@ use tokio::sync::watch;
 
 use crate::config::{Limits, Outbound, Protocol, ProxyConfig};
 use crate::connections::Proofs;
+use crate::explanations::{Explanations, KEPT};
 use crate::feed::Feed;
 use crate::http::pool::{Pool, Target};
 use crate::identity::{self, Source};
@@ -138,7 +140,9 @@ impl App {
         for door in &config.outbound {
             bind_outbound(door, &parts, &tasks, &mut addresses).await?;
         }
+        let explanations = recorder.explanations().clone();
         let admin = Admin::new(&readiness, &registry)
+            .route("/explain/", move |ask| explained(&explanations, &ask))
             .bind(config.telemetry.metrics.address)
             .await?;
         addresses.add("metrics", admin.address());
@@ -217,6 +221,7 @@ async fn bind_inbound(
         let served = Arc::new(InboundDoor {
             protocol: door.protocol,
             application: door.application,
+            trusted_proxies: door.trusted_proxies.into(),
             tls: inbound::tls(&cell, door.protocol, &parts.clock),
             cell,
             handshakes: inbound::handshakes(&parts.limits),
@@ -360,6 +365,7 @@ fn start_policy(config: &ProxyConfig, parts: &Parts, readiness: &Readiness, task
     let feed = Feed {
         path,
         protocol,
+        workload: config.workload.as_ref().map(Into::into),
         policies: parts.policies.clone(),
         metrics: parts.metrics.clone(),
         recorder: parts.recorder.clone(),
@@ -367,6 +373,20 @@ fn start_policy(config: &ProxyConfig, parts: &Parts, readiness: &Readiness, task
     };
     let part = readiness.part("policy");
     tasks.spawn("policy", |stop| feed.run(part, stop));
+}
+
+/// `GET /explain/<id>`: why one of the last denials was one.
+fn explained(explanations: &Explanations, ask: &Ask) -> Answer {
+    let id = ask.path.strip_prefix("/explain/").unwrap_or_default();
+    match explanations.find(id) {
+        Some(kept) => Answer::json(&kept),
+        None => Answer::text(
+            StatusCode::NOT_FOUND,
+            format!(
+                "not one of the last {KEPT} denials of this proxy; the access log has its line\n"
+            ),
+        ),
+    }
 }
 
 fn access_log(path: &str) -> anyhow::Result<Option<Box<dyn std::io::Write + Send>>> {

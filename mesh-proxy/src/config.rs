@@ -2,7 +2,7 @@
 //! Trusts `mesh_runtime::config` for strictness and places; decides only what goes together.
 //! Never has a default that lets someone in.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -22,6 +22,8 @@ pub struct ProxyConfig {
     pub inbound: Option<Inbound>,
     /// The doors for the local application, one for each service that it calls.
     pub outbound: Vec<Outbound>,
+    /// Which workload this proxy serves, so that policies can select it. Absent: every policy of the file is meant for it.
+    pub workload: Option<Workload>,
     /// Who may come in.
     pub policy: PolicySource,
     /// One JSON line per request and per TCP connection.
@@ -86,6 +88,9 @@ pub struct Inbound {
     /// `auto`, `http1` or `http2`.
     #[serde(default)]
     pub application_protocol: ApplicationProtocol,
+    /// How many proxies in front of this one are believed in `X-Forwarded-For`, for `remoteIpBlocks` and `remote.ip`.
+    #[serde(default)]
+    pub trusted_proxies: u8,
 }
 
 /// A door for the local application.
@@ -104,6 +109,34 @@ pub struct Outbound {
     /// `http` or `tcp`.
     #[serde(default)]
     pub protocol: Protocol,
+}
+
+/// Which workload this is, as selectors and namespaces of policies see it.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Workload {
+    /// Its namespace. Policies of other namespaces do not speak of it.
+    pub namespace: String,
+    /// The namespace whose policies speak of every workload, such as `istio-system`. Absent: there is none.
+    #[serde(default)]
+    pub root_namespace: Option<String>,
+    /// Its labels.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// The services that it stands behind.
+    #[serde(default)]
+    pub services: Vec<String>,
+}
+
+impl From<&Workload> for mesh_policy::Workload {
+    fn from(workload: &Workload) -> Self {
+        Self {
+            namespace: workload.namespace.clone(),
+            root_namespace: workload.root_namespace.clone(),
+            labels: workload.labels.clone().into_iter().collect(),
+            services: workload.services.clone(),
+        }
+    }
 }
 
 /// Where the policy comes from.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use mesh_policy::{CompiledPolicy, Door, PolicyErrors, PolicySet, Protocol};
+use mesh_policy::{CompiledPolicy, Door, PolicyErrors, PolicySet, Protocol, Workload};
 use mesh_runtime::clock::Clock;
 use mesh_runtime::errors::{Coded, ErrorChain};
 use mesh_runtime::readiness::Part;
@@ -106,6 +106,7 @@ impl Look {
 pub(crate) struct Feed {
     pub(crate) path: PathBuf,
     pub(crate) protocol: Protocol,
+    pub(crate) workload: Option<Workload>,
     pub(crate) policies: Policies,
     pub(crate) metrics: ProxyMetrics,
     pub(crate) recorder: Recorder,
@@ -174,6 +175,7 @@ impl Feed {
             set,
             Door {
                 protocol: self.protocol,
+                workload: self.workload.as_ref(),
             },
         );
         let revision = revision_of(text);

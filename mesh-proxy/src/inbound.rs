@@ -24,7 +24,7 @@ use tokio::time::timeout;
 
 use crate::config::{Limits, Protocol};
 use crate::connections::{self, Cut, Life, Proofs, Trust};
-use crate::decide::{self, Decided, Permit, reason_label};
+use crate::decide::{self, Caller, Decided, Permit, reason_label};
 use crate::http::exchange::{Side, TlsFacts};
 use crate::http::pool::Pool;
 use crate::http::request::{self, Judge};
@@ -44,6 +44,7 @@ const SLOW: &str = "FNL3030";
 pub(crate) struct InboundDoor {
     pub(crate) protocol: Protocol,
     pub(crate) application: SocketAddr,
+    pub(crate) trusted_proxies: usize,
     pub(crate) cell: IdentityCell,
     pub(crate) tls: Arc<ServerConfig>,
     pub(crate) handshakes: Semaphore,
@@ -173,8 +174,7 @@ impl InboundDoor {
         ));
         let judge = Arc::new(Judge {
             policies: self.policies.clone(),
-            peer: peer.id.clone(),
-            port: self.application.port(),
+            caller: Arc::new(self.caller(&stream, &peer, address)),
             client_cert: http::headers::client_cert(own.id(), &peer),
         });
         let versions = match peer.session.alpn.as_deref() {
@@ -227,7 +227,8 @@ impl InboundDoor {
             decided: None,
             denied: false,
         };
-        let permit = match decide::connection(&self.policies, &peer.id, port) {
+        let caller = self.caller(&stream, &peer, address);
+        let permit = match decide::connection(&self.policies, &caller) {
             Ok(permit) => permit,
             Err(denied) => {
                 let code = if denied.decided.reason == Reason::NotReady {
@@ -242,23 +243,24 @@ impl InboundDoor {
                     decided: &denied.decided,
                     asked: &asked,
                 };
-                self.recorder.denied(&judged, code, &denied.why);
+                self.recorder.denied(&judged, code, &denied, began.0);
                 record.decided = Some(denied.decided);
                 record.denied = true;
                 record.write(&l4::Carried::default(), Some(code), Some(&denied.why));
                 return;
             }
         };
-        self.recorder.allowed(
-            &Judged {
+        {
+            let judged = Judged {
                 id,
                 source: &source,
                 peer: address,
                 decided: permit.decided(),
                 asked: &asked,
-            },
-            began.0,
-        );
+            };
+            self.recorder.aside(&judged);
+            self.recorder.allowed(&judged, began.0);
+        }
         record.decided = Some(permit.decided().clone());
         let upstream = match self.open(&permit).await {
             Ok(upstream) => upstream,
@@ -275,7 +277,7 @@ impl InboundDoor {
             tokio::select! {
                 () = self.clock.sleep_until(life.end) => Cut::Expired,
                 () = trust.withdrawn(&peer, &self.clock) => Cut::Trust,
-                () = denied_later(&self.policies, &mut changes, &peer, port) => Cut::Policy,
+                () = denied_later(&self.policies, &mut changes, &caller) => Cut::Policy,
                 () = held.forced() => Cut::Drain,
             }
         };
@@ -293,6 +295,19 @@ impl InboundDoor {
             why.as_ref().map(|w| w.0),
             why.as_ref().map(|w| w.1.as_str()),
         );
+    }
+
+    /// What this connection says about everything that is asked on it.
+    fn caller(&self, stream: &ServerStream<TcpStream>, peer: &Peer, address: SocketAddr) -> Caller {
+        // The caller's word: compared, never shown as anything else.
+        let sni = stream.get_ref().1.server_name();
+        Caller {
+            peer: Some(peer.id.clone()),
+            address: address.ip().to_canonical(),
+            application: self.application,
+            sni: sni.map(|name| name.to_ascii_lowercase().into()),
+            trusted_proxies: self.trusted_proxies,
+        }
     }
 
     /// Opens the way to the application. Without a permit there is none.
@@ -401,6 +416,7 @@ impl TcpRecord<'_> {
             metrics
                 .decision_counter(word, reason_label(decided.reason), decided.policy.as_ref())
                 .inc();
+            metrics.shadowed(decided.aside.as_deref());
         }
         let took = self
             .door
@@ -420,6 +436,7 @@ impl TcpRecord<'_> {
                     line.text("rule", rule);
                 }
                 line.text("policy_rev", &decided.revision);
+                line.aside(decided.aside.as_deref());
             }
             line.text("source", self.source);
             line.text("destination", self.own);
@@ -449,12 +466,11 @@ impl TcpRecord<'_> {
 async fn denied_later(
     policies: &Policies,
     changes: &mut tokio::sync::watch::Receiver<u64>,
-    peer: &Peer,
-    port: u16,
+    caller: &Caller,
 ) {
     while changes.changed().await.is_ok() {
         changes.borrow_and_update();
-        if decide::connection(policies, &peer.id, port).is_err() {
+        if decide::connection(policies, caller).is_err() {
             return;
         }
     }

@@ -4,13 +4,14 @@
 //!
 //! In reading order: [`cli`] and [`app`] start it; `config` says what it is told; `identity` and `feed` bring what it shows and
 //! what it obeys (`policy` holds it); `inbound` and `outbound` are the lives of connections, `http` and `l4` what flows on them;
-//! `decide` asks the policy, `connections` ends what may not go on, `record` and `metrics` remember.
+//! `decide` asks the policy, `connections` ends what may not go on, `record`, `explanations` and `metrics` remember.
 
 pub mod app;
 pub mod cli;
 pub mod config;
 mod connections;
 mod decide;
+mod explanations;
 pub mod feed;
 mod http;
 pub mod identity;

@@ -6,8 +6,11 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
+use mesh_policy::{Effect, Reason};
 use mesh_runtime::metrics::{Counter, Family, Gauge, Histogram, Metrics};
 use prometheus_client::encoding::EncodeLabelSet;
+
+use crate::decide::{Aside, effect_label, reason_label};
 
 /// Peers that get their own label value.
 const MOST_PEERS: usize = 1000;
@@ -39,6 +42,7 @@ struct DecisionLabels {
     decision: &'static str,
     reason: &'static str,
     policy: Arc<str>,
+    mode: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -242,8 +246,30 @@ impl ProxyMetrics {
                 decision,
                 reason,
                 policy,
+                mode: "enforce",
             })
             .clone()
+    }
+
+    /// Counts what a policy in shadow mode would have decided otherwise.
+    pub(crate) fn shadowed(&self, aside: Option<&Aside>) {
+        let Some((effect, policy, _)) = aside.and_then(|aside| aside.shadow.as_ref()) else {
+            return;
+        };
+        let reason = match effect {
+            Effect::Allow => Reason::AllowRule,
+            Effect::Deny => Reason::DenyRule,
+        };
+        self.inner
+            .decisions
+            .get_or_create(&DecisionLabels {
+                direction: "inbound",
+                decision: effect_label(*effect),
+                reason: reason_label(reason),
+                policy: Arc::clone(policy),
+                mode: "shadow",
+            })
+            .inc();
     }
 
     pub(crate) fn handshake(

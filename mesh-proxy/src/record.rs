@@ -14,7 +14,8 @@ use mesh_runtime::audit::{Action, Actor, AuditLog, Decision, Object, Origin, Out
 use mesh_runtime::tasks::Stop;
 use tokio::sync::mpsc;
 
-use crate::decide::{Decided, DecisionId, DecisionIds, reason_label};
+use crate::decide::{Aside, Decided, DecisionId, DecisionIds, Denied, effect_label, reason_label};
+use crate::explanations::Explanations;
 use crate::metrics::ProxyMetrics;
 
 /// Access-log bytes that may wait for the disk.
@@ -41,6 +42,7 @@ struct Inner {
     metrics: ProxyMetrics,
     ids: DecisionIds,
     allowed: Mutex<HashMap<Pair, Allowed>>,
+    explanations: Explanations,
 }
 
 /// A caller and the policy that allowed him.
@@ -131,6 +133,7 @@ impl Recorder {
             metrics,
             ids: DecisionIds::new(),
             allowed: Mutex::new(HashMap::new()),
+            explanations: Explanations::default(),
         };
         Ok((
             Self {
@@ -175,9 +178,55 @@ impl Recorder {
         }
     }
 
-    /// An audit record for a denial.
-    pub(crate) fn denied(&self, judged: &Judged<'_>, code: &'static str, why: &str) {
-        let mut decision = describe(judged.decided, Decision::deny(why));
+    /// The last denials, with the rules that came nearest.
+    pub(crate) fn explanations(&self) -> &Explanations {
+        &self.inner.explanations
+    }
+
+    /// An audit record for what an AUDIT policy wants recorded.
+    pub(crate) fn aside(&self, judged: &Judged<'_>) {
+        let Some((policy, rule)) = judged
+            .decided
+            .aside
+            .as_deref()
+            .and_then(|aside| aside.audit.as_ref())
+        else {
+            return;
+        };
+        let mut decision = describe(judged.decided, Decision::allow());
+        decision.policy = Some(policy.to_string());
+        decision.rule = Some(rule.to_string());
+        decision.mode = Some("audit".to_owned());
+        decision.effect = Some(match judged.decided.reason {
+            mesh_policy::Reason::AllowRule => "allow".to_owned(),
+            _ => "deny".to_owned(),
+        });
+        self.send(Event {
+            action: Action("authz.audit"),
+            actor: Actor::workload(judged.source.to_string()).authn("mtls"),
+            origin: Some(Origin::tcp(judged.peer)),
+            object: Object::new("request")
+                .id(judged.id.to_string())
+                .name(short(judged.asked)),
+            decision: Some(decision),
+            outcome: Outcome::Success,
+            code: None,
+        });
+    }
+
+    /// An audit record for a denial, and its explanation for whoever asks by its number.
+    pub(crate) fn denied(
+        &self,
+        judged: &Judged<'_>,
+        code: &'static str,
+        denied: &Denied,
+        now: SystemTime,
+    ) {
+        self.aside(judged);
+        self.inner
+            .explanations
+            .keep(judged, &short(judged.asked), code, denied, now);
+        let mut decision = describe(judged.decided, Decision::deny(&denied.why));
         decision.effect = Some("deny".to_owned());
         self.send(Event {
             action: Action("authz.deny"),
@@ -384,6 +433,20 @@ impl Line<'_> {
             self.bytes.extend_from_slice(escaped.as_bytes());
         }
         self.bytes.push(b'"');
+    }
+
+    /// What the policies say that do not decide.
+    pub(crate) fn aside(&mut self, aside: Option<&Aside>) {
+        let Some(aside) = aside else { return };
+        if let Some((effect, policy, rule)) = &aside.shadow {
+            self.text("shadow", effect_label(*effect));
+            self.text("shadow_policy", policy);
+            self.text("shadow_rule", rule);
+        }
+        if let Some((policy, rule)) = &aside.audit {
+            self.text("audit_policy", policy);
+            self.text("audit_rule", rule);
+        }
     }
 
     pub(crate) fn number(&mut self, key: &str, value: u64) {

@@ -1,17 +1,35 @@
 //! From a valid set to the rules of one door of one workload, in the order in which they are asked.
-//! Trusts `validate.rs`; knows whether the door speaks HTTP.
+//! Trusts `validate.rs`; knows whether the door speaks HTTP and which workload stands behind it.
 //! Never drops a rule silently: what the door cannot enforce is reported, and it errs to the strict side.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::validate::{Action, Operation, PolicySet, Rule, Source};
+use mesh_identity::SpiffeId;
+
+use crate::model::{Action, Attachment, Check, Mode, Rule, Target, Test, ValidPolicy};
+use crate::pattern::Principal;
+use crate::validate::PolicySet;
 
 /// The door that a policy is compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Door {
+pub struct Door<'w> {
     /// What is spoken behind it.
     pub protocol: Protocol,
+    /// The workload behind it. `None`: unknown, and the set is meant for it whatever its namespaces are.
+    pub workload: Option<&'w Workload>,
+}
+
+impl Door<'_> {
+    /// A door in front of a workload of which nothing is known.
+    #[must_use]
+    pub fn of_unknown(protocol: Protocol) -> Self {
+        Self {
+            protocol,
+            workload: None,
+        }
+    }
 }
 
 /// What is spoken at a door.
@@ -23,27 +41,133 @@ pub enum Protocol {
     Tcp,
 }
 
+/// What selectors ask about a workload.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Workload {
+    /// Where it lives. Policies of other namespaces do not speak of it.
+    pub namespace: String,
+    /// The namespace whose policies speak of every workload of the mesh, if there is one.
+    pub root_namespace: Option<String>,
+    /// Its labels.
+    pub labels: Vec<(String, String)>,
+    /// The services that it stands behind.
+    pub services: Vec<String>,
+}
+
 /// The policies of one door, ready to be asked. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct CompiledPolicy {
     inner: Arc<Inner>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Inner {
     ready: bool,
-    deny: Vec<CompiledRule>,
-    allow: Vec<CompiledRule>,
+    enforced: Rules,
+    shadow: Rules,
+    audit: RuleList,
+    needs_headers: bool,
     unenforceable: Vec<Unenforceable>,
+}
+
+/// The rules that decide, or those that only tell what they would.
+#[derive(Debug, Default)]
+pub(crate) struct Rules {
+    pub(crate) deny: RuleList,
+    pub(crate) allow: RuleList,
+}
+
+/// Rules in the order of the file, with those that name their callers found by the caller.
+#[derive(Debug, Default)]
+pub(crate) struct RuleList {
+    all: Vec<CompiledRule>,
+    /// Of each caller, the rules that can match no one but the callers they name.
+    by_caller: HashMap<SpiffeId, Vec<usize>>,
+    /// The rules that may match anyone.
+    rest: Vec<usize>,
 }
 
 #[derive(Debug)]
 pub(crate) struct CompiledRule {
     pub(crate) policy: Arc<str>,
     pub(crate) action: Action,
+    pub(crate) mode: Mode,
     pub(crate) name: Arc<str>,
-    pub(crate) from: Vec<Source>,
-    pub(crate) to: Vec<Operation>,
+    pub(crate) from: Vec<Vec<Check>>,
+    pub(crate) to: Vec<Vec<Check>>,
+    pub(crate) when: Vec<Check>,
+}
+
+impl RuleList {
+    fn push(&mut self, rule: CompiledRule) {
+        let number = self.all.len();
+        match rule.callers() {
+            Some(callers) => {
+                for caller in callers {
+                    let numbers = self.by_caller.entry(caller.clone()).or_default();
+                    if numbers.last() != Some(&number) {
+                        numbers.push(number);
+                    }
+                }
+            }
+            None => self.rest.push(number),
+        }
+        self.all.push(rule);
+    }
+
+    /// The rules that may match this caller, in the order of the file.
+    pub(crate) fn candidates(
+        &self,
+        peer: Option<&SpiffeId>,
+    ) -> impl Iterator<Item = &CompiledRule> {
+        let mut named = peer
+            .and_then(|peer| self.by_caller.get(peer))
+            .map_or(&[][..], Vec::as_slice)
+            .iter()
+            .copied()
+            .peekable();
+        let mut rest = self.rest.iter().copied().peekable();
+        std::iter::from_fn(move || {
+            let next = match (named.peek(), rest.peek()) {
+                (Some(a), Some(b)) if a < b => named.next(),
+                (Some(_), None) => named.next(),
+                _ => rest.next(),
+            };
+            next.and_then(|number| self.all.get(number))
+        })
+    }
+
+    /// All of them, in the order of the file.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &CompiledRule> {
+        self.all.iter()
+    }
+
+    fn len(&self) -> usize {
+        self.all.len()
+    }
+}
+
+impl CompiledRule {
+    /// The only callers whom this rule can match, if it names them all.
+    fn callers(&self) -> Option<Vec<&SpiffeId>> {
+        if self.from.is_empty() {
+            return None;
+        }
+        let mut callers = Vec::new();
+        for source in &self.from {
+            let named = source.iter().find_map(|check| match &check.test {
+                Test::Principal(principals) if !check.negated => Some(principals),
+                _ => None,
+            })?;
+            for principal in named {
+                let Principal::Exact(id) = principal else {
+                    return None;
+                };
+                callers.push(id);
+            }
+        }
+        Some(callers)
+    }
 }
 
 /// A rule that this door cannot enforce as it is written.
@@ -55,6 +179,17 @@ pub struct Unenforceable {
     pub rule: String,
     /// What a match would have done.
     pub action: Action,
+    /// Why.
+    pub cause: Cause,
+}
+
+/// Why a rule cannot be enforced as it is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// It has HTTP fields and the door carries TCP.
+    HttpFields,
+    /// It selects workloads and nobody said which one this is.
+    UnknownWorkload,
 }
 
 impl Unenforceable {
@@ -68,49 +203,109 @@ impl fmt::Display for Unenforceable {
             policy,
             rule,
             action,
+            cause,
         } = self;
-        let effect = match action {
-            Action::Allow => "it allows nothing here",
-            Action::Deny => "its HTTP fields are ignored here, so it denies more than it says",
+        let why = match cause {
+            Cause::HttpFields => "has HTTP fields, but this door carries TCP",
+            Cause::UnknownWorkload => {
+                "selects workloads, but this proxy was not told which workload it serves"
+            }
+        };
+        let effect = match (action, cause) {
+            (Action::Allow, _) => "it allows nothing here",
+            (Action::Deny, Cause::HttpFields) => {
+                "its HTTP fields are ignored here, so it denies more than it says"
+            }
+            (Action::Deny, Cause::UnknownWorkload) => "it denies here",
+            (Action::Audit, _) => "it records here",
         };
         write!(
             f,
-            "policy {policy} rule {rule} has HTTP fields, but this door carries TCP: {effect} [{}]",
+            "policy {policy} rule {rule} {why}: {effect} [{}]",
             Self::CODE
         )
+    }
+}
+
+/// Whether a policy speaks of the workload behind a door.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Attached {
+    Yes,
+    No,
+    /// Nobody can say.
+    Unknown,
+}
+
+fn attached(policy: &ValidPolicy, workload: Option<&Workload>) -> Attached {
+    let Some(workload) = workload else {
+        return match policy.attachment {
+            Attachment::Everyone => Attached::Yes,
+            Attachment::Labels(_) | Attachment::Targets(_) => Attached::Unknown,
+        };
+    };
+    let here = policy.namespace.as_ref().is_none_or(|own| {
+        *own == workload.namespace || Some(own) == workload.root_namespace.as_ref()
+    });
+    let selected = match &policy.attachment {
+        Attachment::Everyone => true,
+        Attachment::Labels(labels) => labels.iter().all(|label| workload.labels.contains(label)),
+        Attachment::Targets(targets) => targets.iter().any(|target| match target {
+            Target::Service(name) => {
+                policy
+                    .namespace
+                    .as_ref()
+                    .is_none_or(|own| *own == workload.namespace)
+                    && workload.services.contains(name)
+            }
+            Target::Elsewhere => false,
+        }),
+    };
+    if here && selected {
+        Attached::Yes
+    } else {
+        Attached::No
     }
 }
 
 impl CompiledPolicy {
     /// Compiles the set for a door.
     #[must_use]
-    pub fn new(set: &PolicySet, door: Door) -> Self {
-        let (mut deny, mut allow, mut unenforceable) = (Vec::new(), Vec::new(), Vec::new());
+    pub fn new(set: &PolicySet, door: Door<'_>) -> Self {
+        let mut inner = Inner {
+            ready: true,
+            ..Inner::default()
+        };
         for policy in set.policies() {
+            let attached = attached(policy, door.workload);
+            if attached == Attached::No {
+                continue;
+            }
             let name: Arc<str> = policy.name.as_str().into();
             for rule in &policy.rules {
-                if door.protocol == Protocol::Tcp && rule.to.iter().any(Operation::has_http_fields)
+                let cause = if attached == Attached::Unknown {
+                    Some(Cause::UnknownWorkload)
+                } else if door.protocol == Protocol::Tcp && rule.checks().any(|c| c.test.is_http())
                 {
-                    unenforceable.push(Unenforceable {
+                    Some(Cause::HttpFields)
+                } else {
+                    None
+                };
+                if let Some(cause) = cause {
+                    inner.unenforceable.push(Unenforceable {
                         policy: policy.name.clone(),
                         rule: rule.name.clone(),
                         action: policy.action,
+                        cause,
                     });
                 }
-                let rules = match policy.action {
-                    Action::Deny => &mut deny,
-                    Action::Allow => &mut allow,
-                };
-                rules.push(compile_rule(&name, policy.action, rule));
+                // A policy that may be another workload's never lets anyone in here.
+                if attached == Attached::Yes || policy.action != Action::Allow {
+                    inner.add(compile_rule(&name, policy, rule));
+                }
             }
         }
         Self {
-            inner: Arc::new(Inner {
-                ready: true,
-                deny,
-                allow,
-                unenforceable,
-            }),
+            inner: Arc::new(inner),
         }
     }
 
@@ -118,12 +313,7 @@ impl CompiledPolicy {
     #[must_use]
     pub fn not_ready() -> Self {
         Self {
-            inner: Arc::new(Inner {
-                ready: false,
-                deny: Vec::new(),
-                allow: Vec::new(),
-                unenforceable: Vec::new(),
-            }),
+            inner: Arc::new(Inner::default()),
         }
     }
 
@@ -139,33 +329,64 @@ impl CompiledPolicy {
         &self.inner.unenforceable
     }
 
-    /// How many rules are asked.
+    /// Whether a rule asks for a header, so that somebody has to keep them.
     #[must_use]
-    pub fn len(&self) -> usize {
-        self.inner.deny.len() + self.inner.allow.len()
+    pub fn needs_headers(&self) -> bool {
+        self.inner.needs_headers
     }
 
-    /// Whether there is no rule at all, so that everything is denied.
+    /// How many rules decide.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.inner.enforced.deny.len() + self.inner.enforced.allow.len()
+    }
+
+    /// Whether there is no rule that decides, so that everything is denied.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    pub(crate) fn deny(&self) -> &[CompiledRule] {
-        &self.inner.deny
+    pub(crate) fn enforced(&self) -> &Rules {
+        &self.inner.enforced
     }
 
-    pub(crate) fn allow(&self) -> &[CompiledRule] {
-        &self.inner.allow
+    pub(crate) fn shadow(&self) -> &Rules {
+        &self.inner.shadow
+    }
+
+    pub(crate) fn audit(&self) -> &RuleList {
+        &self.inner.audit
     }
 }
 
-fn compile_rule(policy: &Arc<str>, action: Action, rule: &Rule) -> CompiledRule {
+impl Inner {
+    fn add(&mut self, rule: CompiledRule) {
+        let checks = rule.from.iter().chain(&rule.to).flatten().chain(&rule.when);
+        self.needs_headers |= checks
+            .into_iter()
+            .any(|check| matches!(check.test, Test::Header(..)));
+        let rules = match rule.mode {
+            Mode::Enforce => &mut self.enforced,
+            Mode::Shadow => &mut self.shadow,
+        };
+        match rule.action {
+            Action::Deny => rules.deny.push(rule),
+            Action::Allow => rules.allow.push(rule),
+            // It never changes the outcome, so a shadow of it would be nothing.
+            Action::Audit => self.audit.push(rule),
+        }
+    }
+}
+
+fn compile_rule(name: &Arc<str>, policy: &ValidPolicy, rule: &Rule) -> CompiledRule {
     CompiledRule {
-        policy: Arc::clone(policy),
-        action,
+        policy: Arc::clone(name),
+        action: policy.action,
+        mode: policy.mode,
         name: rule.name.as_str().into(),
         from: rule.from.clone(),
         to: rule.to.clone(),
+        when: rule.when.clone(),
     }
 }

@@ -3,11 +3,13 @@
 //! Never allows because something is missing: an absent fact satisfies no ALLOW and excuses from no DENY.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::compile::{CompiledPolicy, CompiledRule};
-use crate::facts::{Facts, HttpFacts};
-use crate::validate::{Action, Operation, Source};
+use crate::compile::{CompiledPolicy, CompiledRule, RuleList};
+use crate::facts::{Facts, Headers, HttpFacts};
+use crate::model::{Action, Check, Test};
+use crate::pattern::{Cidr, Text, kubernetes_names};
 
 /// The answer, and which rule gave it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,6 +22,28 @@ pub struct Verdict<'p> {
     pub policy: Option<&'p Arc<str>>,
     /// The rule of that policy.
     pub rule: Option<&'p Arc<str>>,
+    /// The AUDIT rule that wants it recorded, if one does.
+    pub audit: Option<Hit<'p>>,
+    /// What the policies in shadow mode would have changed, if anything.
+    pub shadow: Option<Shadow<'p>>,
+}
+
+/// A rule that matched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hit<'p> {
+    /// The policy.
+    pub policy: &'p Arc<str>,
+    /// The rule of that policy.
+    pub rule: &'p Arc<str>,
+}
+
+/// The other answer, if the policies in shadow mode were enforced, and the rule that would have given it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shadow<'p> {
+    /// The answer.
+    pub effect: Effect,
+    /// The rule.
+    pub by: Hit<'p>,
 }
 
 impl Verdict<'_> {
@@ -75,101 +99,216 @@ impl fmt::Display for Reason {
 /// Decides one connection (`facts.http` is `None`) or one request.
 #[must_use]
 pub fn decide<'p>(policy: &'p CompiledPolicy, facts: &Facts<'_>) -> Verdict<'p> {
+    let none = |reason| Verdict {
+        effect: Effect::Deny,
+        reason,
+        policy: None,
+        rule: None,
+        audit: None,
+        shadow: None,
+    };
+    if !policy.is_ready() {
+        return none(Reason::NotReady);
+    }
+    let enforced = policy.enforced();
     let by = |effect, reason, rule: &'p CompiledRule| Verdict {
         effect,
         reason,
         policy: Some(&rule.policy),
         rule: Some(&rule.name),
+        audit: None,
+        shadow: None,
     };
-    if !policy.is_ready() {
-        return Verdict {
-            effect: Effect::Deny,
-            reason: Reason::NotReady,
-            policy: None,
-            rule: None,
-        };
+    let verdict = if let Some(rule) = first(&enforced.deny, facts) {
+        by(Effect::Deny, Reason::DenyRule, rule)
+    } else if let Some(rule) = first(&enforced.allow, facts) {
+        by(Effect::Allow, Reason::AllowRule, rule)
+    } else {
+        none(Reason::NoRule)
+    };
+    Verdict {
+        audit: first(policy.audit(), facts).map(hit),
+        shadow: shadow(policy, facts, verdict.reason),
+        ..verdict
     }
-    if let Some(rule) = policy.deny().iter().find(|rule| rule.matches(facts)) {
-        return by(Effect::Deny, Reason::DenyRule, rule);
+}
+
+/// What the policies in shadow mode would change: a DENY among them takes away, an ALLOW gives where nothing denies.
+fn shadow<'p>(policy: &'p CompiledPolicy, facts: &Facts<'_>, reason: Reason) -> Option<Shadow<'p>> {
+    let shadow = policy.shadow();
+    let (effect, rule) = match reason {
+        Reason::AllowRule => (Effect::Deny, first(&shadow.deny, facts)),
+        Reason::NoRule if first(&shadow.deny, facts).is_none() => {
+            (Effect::Allow, first(&shadow.allow, facts))
+        }
+        _ => return None,
+    };
+    Some(Shadow {
+        effect,
+        by: hit(rule?),
+    })
+}
+
+fn hit(rule: &CompiledRule) -> Hit<'_> {
+    Hit {
+        policy: &rule.policy,
+        rule: &rule.name,
     }
-    match policy.allow().iter().find(|rule| rule.matches(facts)) {
-        Some(rule) => by(Effect::Allow, Reason::AllowRule, rule),
-        None => Verdict {
-            effect: Effect::Deny,
-            reason: Reason::NoRule,
-            policy: None,
-            rule: None,
-        },
-    }
+}
+
+fn first<'p>(rules: &'p RuleList, facts: &Facts<'_>) -> Option<&'p CompiledRule> {
+    rules
+        .candidates(facts.peer)
+        .find(|rule| rule.matches(facts))
 }
 
 impl CompiledRule {
     pub(crate) fn matches(&self, facts: &Facts<'_>) -> bool {
-        (self.from.is_empty()
-            || self
-                .from
-                .iter()
-                .any(|source| source_matches(source, self.action, facts)))
-            && (self.to.is_empty()
-                || self
-                    .to
-                    .iter()
-                    .any(|operation| operation_matches(operation, self.action, facts)))
+        let all = |checks: &Vec<Check>| checks.iter().all(|c| c.holds(self.action, facts));
+        (self.from.is_empty() || self.from.iter().any(all))
+            && (self.to.is_empty() || self.to.iter().any(all))
+            && all(&self.when)
     }
 }
 
-/// All fields of a source, AND; the values of a field, OR.
-pub(crate) fn source_matches(source: &Source, action: Action, facts: &Facts<'_>) -> bool {
-    let Some(peer) = facts.peer else {
-        // No identity: no positive condition holds. A `not` holds for a DENY, so that it denies, and does
-        // not hold for an ALLOW, so that it does not let a stranger in.
-        return action == Action::Deny
-            && source.principals.is_empty()
-            && source.trust_domains.is_empty();
-    };
-    let domain = peer.trust_domain();
-    (source.principals.is_empty() || source.principals.iter().any(|p| p.matches(peer)))
-        && (source.trust_domains.is_empty() || source.trust_domains.iter().any(|d| d == domain))
-        && !source.not_principals.iter().any(|p| p.matches(peer))
-        && !source.not_trust_domains.iter().any(|d| d == domain)
+/// What is known about one thing that a check asks for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Known {
+    Yes,
+    No,
+    /// There is no such fact: no identity, no token, headers that nobody kept.
+    Absent,
+    /// The connection carries no HTTP.
+    NoHttp,
 }
 
-pub(crate) fn operation_matches(operation: &Operation, action: Action, facts: &Facts<'_>) -> bool {
-    ports_match(operation, facts)
-        && match &facts.http {
-            Some(http) => http_matches(operation, action, http),
-            // Istio's rule for HTTP fields on a TCP connection: an ALLOW never matches, a DENY keeps its other fields.
-            None => action == Action::Deny || !operation.has_http_fields(),
+impl From<bool> for Known {
+    fn from(yes: bool) -> Self {
+        if yes { Self::Yes } else { Self::No }
+    }
+}
+
+impl Check {
+    /// Whether the condition holds for a rule of this action.
+    ///
+    /// An absent fact satisfies no positive condition. It satisfies a `not…` where a match makes the policy stricter
+    /// (DENY) or records (AUDIT), and not where it would let someone in (ALLOW). An HTTP condition on a connection
+    /// without HTTP is left out for a DENY and never holds for an ALLOW, which is Istio's rule.
+    pub(crate) fn holds(&self, action: Action, facts: &Facts<'_>) -> bool {
+        let strict = action != Action::Allow;
+        match self.test.asks(strict != self.negated, facts) {
+            Known::Yes => !self.negated,
+            Known::No => self.negated,
+            Known::Absent => self.negated && strict,
+            Known::NoHttp => strict,
         }
+    }
 }
 
-pub(crate) fn ports_match(operation: &Operation, facts: &Facts<'_>) -> bool {
-    (operation.ports.is_empty() || operation.ports.contains(&facts.port))
-        && !operation.not_ports.contains(&facts.port)
+impl Test {
+    /// `wide`: a match makes the policy stricter, so that every form counts in which an application could read it.
+    fn asks(&self, wide: bool, facts: &Facts<'_>) -> Known {
+        let any = |values: &[Text], text: Option<&str>| match text {
+            Some(text) => values.iter().any(|v| v.matches(text)).into(),
+            None => Known::Absent,
+        };
+        let block = |blocks: &[Cidr], address: Option<IpAddr>| match address {
+            Some(address) => blocks.iter().any(|b| b.contains(address)).into(),
+            None => Known::Absent,
+        };
+        let names = facts.peer.and_then(kubernetes_names);
+        match self {
+            Self::Principal(values) => match facts.peer {
+                Some(peer) => values.iter().any(|v| v.matches(peer)).into(),
+                None => Known::Absent,
+            },
+            Self::TrustDomain(values) => match facts.peer {
+                Some(peer) => values.contains(peer.trust_domain()).into(),
+                None => Known::Absent,
+            },
+            Self::Namespace(values) => any(values, names.map(|(namespace, _)| namespace)),
+            Self::ServiceAccount(values) => match names {
+                Some((namespace, account)) => {
+                    values.iter().any(|v| v.matches(namespace, account)).into()
+                }
+                None => Known::Absent,
+            },
+            Self::PeerAddress(blocks) => block(blocks, facts.peer_address),
+            Self::RemoteAddress(blocks) => block(blocks, facts.remote_address),
+            Self::DestinationAddress(blocks) => block(blocks, facts.address),
+            Self::Port(ports) => ports.contains(&facts.port).into(),
+            Self::Sni(values) => any(values, facts.sni),
+            _ => match &facts.http {
+                Some(http) => self.asks_http(wide, http),
+                None => Known::NoHttp,
+            },
+        }
+    }
+
+    fn asks_http(&self, wide: bool, http: &HttpFacts<'_>) -> Known {
+        let token = |ask: &dyn Fn(&crate::facts::Token) -> bool| match http.token {
+            Some(token) => ask(token).into(),
+            None => Known::Absent,
+        };
+        let one_of = |values: &[Text], texts: &[String]| {
+            texts
+                .iter()
+                .any(|text| values.iter().any(|v| v.matches(text)))
+        };
+        match self {
+            Self::Method(values) => values.iter().any(|v| v.matches(http.method)).into(),
+            Self::Host(values) => values
+                .iter()
+                .any(|v| v.matches(http.host, http.host_port, wide))
+                .into(),
+            Self::Path(values) => values
+                .iter()
+                .any(|v| v.matches(http.path.as_str(), wide))
+                .into(),
+            Self::Header(name, values) => match http.headers {
+                Some(headers) => header_matches(headers, name, values, wide).into(),
+                None => Known::Absent,
+            },
+            Self::RequestPrincipal(values) => {
+                token(&|t| values.iter().any(|v| v.matches(&t.principal)))
+            }
+            Self::Audience(values) => token(&|t| one_of(values, &t.audiences)),
+            Self::Presenter(values) => token(&|t| {
+                t.presenter
+                    .as_deref()
+                    .is_some_and(|p| values.iter().any(|v| v.matches(p)))
+            }),
+            Self::Claim(path, values) => token(&|t| {
+                t.claims
+                    .iter()
+                    .filter(|(own, _)| own.iter().map(String::as_str).eq(path.iter().map(|p| &**p)))
+                    .any(|(_, texts)| one_of(values, texts))
+            }),
+            _ => Known::Absent,
+        }
+    }
 }
 
-fn http_matches(operation: &Operation, action: Action, http: &HttpFacts<'_>) -> bool {
-    methods_match(operation, http)
-        && paths_match(operation, action, http)
-        && hosts_match(operation, http)
-}
-
-pub(crate) fn methods_match(operation: &Operation, http: &HttpFacts<'_>) -> bool {
-    (operation.methods.is_empty() || operation.methods.iter().any(|m| m.matches(http.method)))
-        && !operation.not_methods.iter().any(|m| m.matches(http.method))
-}
-
-pub(crate) fn hosts_match(operation: &Operation, http: &HttpFacts<'_>) -> bool {
-    (operation.hosts.is_empty() || operation.hosts.iter().any(|h| h.matches(http.host)))
-        && !operation.not_hosts.iter().any(|h| h.matches(http.host))
-}
-
-pub(crate) fn paths_match(operation: &Operation, action: Action, http: &HttpFacts<'_>) -> bool {
-    let path = http.path.as_str();
-    // Where a match makes the policy stricter, `/admin` and `/admin/` are one path.
-    let wide = action == Action::Deny;
-    (operation.paths.is_empty() || operation.paths.iter().any(|p| p.matches(path, wide)))
-        && !operation.not_paths.iter().any(|p| p.matches(path, !wide))
+/// A header that comes twice, or as a list, has several values. Where a match makes the policy stricter any of them is
+/// enough; where it lets someone in all of them have to match, because nobody knows which one the application reads.
+fn header_matches(headers: &dyn Headers, name: &str, values: &[Text], wide: bool) -> bool {
+    let matches = |bytes: &[u8]| {
+        std::str::from_utf8(bytes).is_ok_and(|text| values.iter().any(|v| v.matches(text)))
+    };
+    let (mut seen, mut any, mut all) = (false, false, true);
+    headers.each(name, &mut |line| {
+        seen = true;
+        let parts = || line.split(|b| *b == b',').map(<[u8]>::trim_ascii);
+        // A value that is written out with its comma in the policy is meant as a whole.
+        let whole = std::str::from_utf8(line).is_ok_and(|text| {
+            values
+                .iter()
+                .any(|v| matches!(v, Text::Exact(own) if **own == *text))
+        });
+        any |= whole || matches(line) || parts().any(matches);
+        all &= whole || parts().all(matches);
+    });
+    if wide { any } else { seen && all }
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::fmt;
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::{DuplicateKeyPolicy, MergeKeyPolicy, Spanned};
 
-use crate::validate::{Place, Problem, ProblemKind};
+use crate::problem::{Place, Problem, ProblemKind};
 
 /// The largest policy file that is read. Ten thousand rules fit; a mistake with a log file does not.
 pub(crate) const LARGEST_FILE: usize = 4 * 1024 * 1024;

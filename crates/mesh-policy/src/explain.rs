@@ -5,9 +5,10 @@
 use std::fmt;
 
 use crate::compile::{CompiledPolicy, CompiledRule};
-use crate::decide::{self, Effect, Reason, Verdict, decide};
+use crate::decide::{Effect, Reason, Verdict, decide};
 use crate::facts::Facts;
-use crate::validate::{Action, Operation, Source};
+use crate::model::{Action, Check, Mode, Test};
+use crate::pattern::kubernetes_names;
 
 /// The verdict and every rule that was tried for it.
 #[derive(Debug, Clone)]
@@ -27,6 +28,8 @@ pub struct Tried<'p> {
     pub rule: &'p str,
     /// What a match does.
     pub action: Action,
+    /// Whether it counts.
+    pub mode: Mode,
     /// The conditions that failed, of the alternative that came nearest; none: the rule matched.
     pub failed: Vec<Failed>,
 }
@@ -34,8 +37,10 @@ pub struct Tried<'p> {
 /// A condition that did not hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failed {
-    /// The field of the policy, in Istio's words: `principals`, `notPaths`.
-    pub field: &'static str,
+    /// The field of the policy, in Istio's words: `principals`, `notPaths`, `request.headers[x-role]`.
+    pub field: String,
+    /// Whether the rule asks that it is *not* one of the values.
+    pub negated: bool,
     /// What the request had.
     pub had: String,
     /// What the rule asks for, at most a few of the values.
@@ -44,9 +49,10 @@ pub struct Failed {
 
 impl fmt::Display for Failed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let word = if self.negated { "is" } else { "is not" };
         write!(
             f,
-            "{}: {} is not in [{}]",
+            "{}: {} {word} in [{}]",
             self.field, self.had, self.wanted
         )
     }
@@ -58,8 +64,19 @@ impl<'p> Explanation<'p> {
     pub fn nearest(&self) -> Option<&Tried<'p>> {
         self.tried
             .iter()
-            .filter(|t| t.action == Action::Allow && !t.failed.is_empty())
+            .filter(|t| {
+                t.action == Action::Allow && t.mode == Mode::Enforce && !t.failed.is_empty()
+            })
             .min_by_key(|t| t.failed.len())
+    }
+
+    /// The rules that came nearest, at most `most` of them: one that matched first, then by the number of failed conditions.
+    #[must_use]
+    pub fn closest(&self, most: usize) -> Vec<&Tried<'p>> {
+        let mut tried: Vec<&Tried<'p>> = self.tried.iter().collect();
+        tried.sort_by_key(|t| t.failed.len());
+        tried.truncate(most);
+        tried
     }
 
     /// One sentence for a log line.
@@ -70,6 +87,7 @@ impl<'p> Explanation<'p> {
             reason,
             policy,
             rule,
+            ..
         } = self.verdict;
         let (policy, rule) = (policy.map_or("", |p| p), rule.map_or("", |r| r));
         match (effect, reason) {
@@ -96,10 +114,14 @@ impl fmt::Display for Explanation<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}", self.sentence())?;
         for tried in &self.tried {
-            let action = match tried.action {
-                Action::Allow => "ALLOW",
-                Action::Deny => "DENY",
-            };
+            let (action, mode) = (
+                tried.action,
+                if tried.mode == Mode::Shadow {
+                    " (shadow)"
+                } else {
+                    ""
+                },
+            );
             let matched = if tried.failed.is_empty() {
                 "matched"
             } else {
@@ -107,7 +129,7 @@ impl fmt::Display for Explanation<'_> {
             };
             writeln!(
                 f,
-                "  {action} {} rule {}: {matched}",
+                "  {action}{mode} {} rule {}: {matched}",
                 tried.policy, tried.rule
             )?;
             for failed in &tried.failed {
@@ -123,33 +145,51 @@ impl fmt::Display for Explanation<'_> {
 pub fn explain<'p>(policy: &'p CompiledPolicy, facts: &Facts<'_>) -> Explanation<'p> {
     let verdict = decide(policy, facts);
     let mut tried = Vec::new();
-    for rule in policy.deny().iter().chain(policy.allow()) {
-        let failed = why_not(rule, facts);
-        let matched = failed.is_empty();
-        tried.push(Tried {
-            policy: &rule.policy,
-            rule: &rule.name,
-            action: rule.action,
-            failed,
-        });
-        if matched {
+    // Those that decided, up to the one that did; then those that only tell.
+    for rule in policy
+        .enforced()
+        .deny
+        .iter()
+        .chain(policy.enforced().allow.iter())
+    {
+        tried.push(Tried::of(rule, facts));
+        if tried.last().is_some_and(|t| t.failed.is_empty()) {
             break;
         }
     }
+    let shadow = policy.shadow();
+    let silent = shadow
+        .deny
+        .iter()
+        .chain(shadow.allow.iter())
+        .chain(policy.audit().iter());
+    tried.extend(silent.map(|rule| Tried::of(rule, facts)));
     Explanation { verdict, tried }
 }
 
+impl<'p> Tried<'p> {
+    fn of(rule: &'p CompiledRule, facts: &Facts<'_>) -> Self {
+        Self {
+            policy: &rule.policy,
+            rule: &rule.name,
+            action: rule.action,
+            mode: rule.mode,
+            failed: why_not(rule, facts),
+        }
+    }
+}
+
 fn why_not(rule: &CompiledRule, facts: &Facts<'_>) -> Vec<Failed> {
-    let mut failed = fewest(
-        rule.from
+    let broken = |checks: &Vec<Check>| -> Vec<Failed> {
+        checks
             .iter()
-            .map(|source| why_not_source(source, rule.action, facts)),
-    );
-    failed.extend(fewest(
-        rule.to
-            .iter()
-            .map(|operation| why_not_operation(operation, rule.action, facts)),
-    ));
+            .filter(|check| !check.holds(rule.action, facts))
+            .map(|check| Failed::of(check, facts))
+            .collect()
+    };
+    let mut failed = fewest(rule.from.iter().map(broken));
+    failed.extend(fewest(rule.to.iter().map(broken)));
+    failed.extend(broken(&rule.when));
     failed
 }
 
@@ -158,136 +198,76 @@ fn fewest(alternatives: impl Iterator<Item = Vec<Failed>>) -> Vec<Failed> {
     alternatives.min_by_key(Vec::len).unwrap_or_default()
 }
 
-fn why_not_source(source: &Source, action: Action, facts: &Facts<'_>) -> Vec<Failed> {
-    let had = facts
-        .peer
-        .map_or_else(|| "no identity".to_owned(), ToString::to_string);
-    let domain = facts.peer.map_or_else(
-        || "no identity".to_owned(),
-        |p| p.trust_domain().to_string(),
-    );
-    let mut check = Checks::default();
-    let each = |f: &dyn Fn(&mut Source)| {
-        let mut alone = Source::default();
-        f(&mut alone);
-        decide::source_matches(&alone, action, facts)
-    };
-    check.field(
-        "principals",
-        &had,
-        &source.principals,
-        each(&|s| s.principals.clone_from(&source.principals)),
-    );
-    check.field(
-        "notPrincipals",
-        &had,
-        &source.not_principals,
-        each(&|s| s.not_principals.clone_from(&source.not_principals)),
-    );
-    check.field(
-        "trustDomains",
-        &domain,
-        &source.trust_domains,
-        each(&|s| s.trust_domains.clone_from(&source.trust_domains)),
-    );
-    check.field(
-        "notTrustDomains",
-        &domain,
-        &source.not_trust_domains,
-        each(&|s| s.not_trust_domains.clone_from(&source.not_trust_domains)),
-    );
-    check.failed
-}
-
-fn why_not_operation(operation: &Operation, action: Action, facts: &Facts<'_>) -> Vec<Failed> {
-    let mut check = Checks::default();
-    let each = |f: &dyn Fn(&mut Operation)| {
-        let mut alone = Operation::default();
-        f(&mut alone);
-        decide::operation_matches(&alone, action, facts)
-    };
-    let port = facts.port.to_string();
-    check.field(
-        "ports",
-        &port,
-        &operation.ports,
-        each(&|o| o.ports.clone_from(&operation.ports)),
-    );
-    check.field(
-        "notPorts",
-        &port,
-        &operation.not_ports,
-        each(&|o| o.not_ports.clone_from(&operation.not_ports)),
-    );
-    let none = "a connection without HTTP";
-    let (method, host, path) = facts
-        .http
-        .as_ref()
-        .map_or((none, none, none), |h| (h.method, h.host, h.path.as_str()));
-    check.field(
-        "methods",
-        method,
-        &operation.methods,
-        each(&|o| o.methods.clone_from(&operation.methods)),
-    );
-    check.field(
-        "notMethods",
-        method,
-        &operation.not_methods,
-        each(&|o| o.not_methods.clone_from(&operation.not_methods)),
-    );
-    check.field(
-        "hosts",
-        host,
-        &operation.hosts,
-        each(&|o| o.hosts.clone_from(&operation.hosts)),
-    );
-    check.field(
-        "notHosts",
-        host,
-        &operation.not_hosts,
-        each(&|o| o.not_hosts.clone_from(&operation.not_hosts)),
-    );
-    check.field(
-        "paths",
-        path,
-        &operation.paths,
-        each(&|o| o.paths.clone_from(&operation.paths)),
-    );
-    check.field(
-        "notPaths",
-        path,
-        &operation.not_paths,
-        each(&|o| o.not_paths.clone_from(&operation.not_paths)),
-    );
-    check.failed
-}
-
-#[derive(Default)]
-struct Checks {
-    failed: Vec<Failed>,
-}
-
-impl Checks {
-    fn field<T: fmt::Display>(
-        &mut self,
-        field: &'static str,
-        had: &str,
-        wanted: &[T],
-        holds: bool,
-    ) {
-        const SHOWN: usize = 5;
-        if wanted.is_empty() || holds {
-            return;
+impl Failed {
+    fn of(check: &Check, facts: &Facts<'_>) -> Self {
+        Self {
+            field: check.field.clone().into_owned(),
+            negated: check.negated,
+            had: had(&check.test, facts).chars().take(256).collect(),
+            wanted: check.test.wanted(),
         }
-        let mut list: Vec<String> = wanted.iter().take(SHOWN).map(ToString::to_string).collect();
-        if wanted.len() > SHOWN {
-            list.push(format!("and {} more", wanted.len() - SHOWN));
-        }
-        self.failed.push(Failed {
-            field,
-            had: had.chars().take(256).collect(),
-            wanted: list.join(", "),
-        });
+    }
+}
+
+/// What the request had. Of a header and of a token's claims only whether there was one: they may be secrets.
+fn had(test: &Test, facts: &Facts<'_>) -> String {
+    const NO_IDENTITY: &str = "no identity";
+    let http = |ask: &dyn Fn(&crate::facts::HttpFacts<'_>) -> String| {
+        facts
+            .http
+            .as_ref()
+            .map_or_else(|| "a connection without HTTP".to_owned(), ask)
+    };
+    let address = |address: Option<std::net::IpAddr>| {
+        address.map_or_else(|| "no known address".to_owned(), |a| a.to_string())
+    };
+    let names = facts.peer.and_then(kubernetes_names);
+    match test {
+        Test::Principal(_) => facts
+            .peer
+            .map_or_else(|| NO_IDENTITY.to_owned(), ToString::to_string),
+        Test::TrustDomain(_) => facts
+            .peer
+            .map_or_else(|| NO_IDENTITY.to_owned(), |p| p.trust_domain().to_string()),
+        Test::Namespace(_) => names.map_or_else(
+            || "an identity without namespace".to_owned(),
+            |(namespace, _)| namespace.to_owned(),
+        ),
+        Test::ServiceAccount(_) => names.map_or_else(
+            || "an identity without service account".to_owned(),
+            |(namespace, account)| format!("{namespace}/{account}"),
+        ),
+        Test::PeerAddress(_) => address(facts.peer_address),
+        Test::RemoteAddress(_) => address(facts.remote_address),
+        Test::DestinationAddress(_) => address(facts.address),
+        Test::Port(_) => facts.port.to_string(),
+        Test::Sni(_) => facts.sni.unwrap_or("no server name").to_owned(),
+        Test::Method(_) => http(&|h| h.method.to_owned()),
+        Test::Host(_) => http(&|h| match h.host_port {
+            Some(port) => format!("{}:{port}", h.host),
+            None => h.host.to_owned(),
+        }),
+        Test::Path(_) => http(&|h| h.path.as_str().to_owned()),
+        Test::Header(name, _) => http(&|h| {
+            let mut lines = 0_usize;
+            match h.headers {
+                Some(headers) => headers.each(name, &mut |_| lines += 1),
+                None => return "headers that nobody kept".to_owned(),
+            }
+            match lines {
+                0 => "no such header".to_owned(),
+                1 => "its value".to_owned(),
+                _ => format!("one of its {lines} values"),
+            }
+        }),
+        Test::RequestPrincipal(_) => http(&|h| {
+            h.token
+                .map_or_else(|| "no token".to_owned(), |t| t.principal.clone())
+        }),
+        Test::Audience(_) | Test::Presenter(_) | Test::Claim(..) => http(&|h| {
+            h.token
+                .map_or("no token", |_| "what the token says")
+                .to_owned()
+        }),
     }
 }

@@ -4,6 +4,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::net::IpAddr;
 
 use mesh_identity::SpiffeId;
 
@@ -12,10 +13,44 @@ use mesh_identity::SpiffeId;
 pub struct Facts<'a> {
     /// Who asks, as proven by the handshake; `None` for a caller without a certificate.
     pub peer: Option<&'a SpiffeId>,
+    /// The address from which the connection comes.
+    pub peer_address: Option<IpAddr>,
+    /// The address from which the request comes, as far as trusted proxies tell it.
+    pub remote_address: Option<IpAddr>,
+    /// The address of the workload.
+    pub address: Option<IpAddr>,
     /// The port of the workload (not of the proxy in front of it).
     pub port: u16,
+    /// The server name that the caller asked for in the handshake. It is the caller's word.
+    pub sni: Option<&'a str>,
     /// The request, when the door speaks HTTP.
     pub http: Option<HttpFacts<'a>>,
+}
+
+impl<'a> Facts<'a> {
+    /// A connection of which only the caller and the port are known. What else is known is set field by field;
+    /// what is not known satisfies no condition that allows.
+    #[must_use]
+    pub fn new(peer: Option<&'a SpiffeId>, port: u16) -> Self {
+        Self {
+            peer,
+            peer_address: None,
+            remote_address: None,
+            address: None,
+            port,
+            sni: None,
+            http: None,
+        }
+    }
+
+    /// With a request on that connection.
+    #[must_use]
+    pub fn with(self, http: HttpFacts<'a>) -> Self {
+        Self {
+            http: Some(http),
+            ..self
+        }
+    }
 }
 
 /// The facts about one HTTP request.
@@ -25,8 +60,48 @@ pub struct HttpFacts<'a> {
     pub method: &'a str,
     /// The host, canonical: lower case, without port, without a dot at the end.
     pub host: &'a str,
+    /// The port that stood behind the host, if one did.
+    pub host_port: Option<u16>,
     /// The path, canonical, without the query.
     pub path: CanonicalPath<'a>,
+    /// The headers; `None` when nobody kept them.
+    pub headers: Option<&'a dyn Headers>,
+    /// What a verified token says; `None` when there was none.
+    pub token: Option<&'a Token>,
+}
+
+impl<'a> HttpFacts<'a> {
+    /// A request of which only these three are known.
+    #[must_use]
+    pub fn new(method: &'a str, host: &'a str, path: CanonicalPath<'a>) -> Self {
+        Self {
+            method,
+            host,
+            host_port: None,
+            path,
+            headers: None,
+            token: None,
+        }
+    }
+}
+
+/// The headers of a request, whatever keeps them.
+pub trait Headers: fmt::Debug + Sync {
+    /// Calls `each` with every value of the header of this lower-case name, line by line.
+    fn each(&self, name: &str, each: &mut dyn FnMut(&[u8]));
+}
+
+/// What a verified token of a request says.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Token {
+    /// `<issuer>/<subject>`.
+    pub principal: String,
+    /// Whom it is for.
+    pub audiences: Vec<String>,
+    /// The claim `azp`.
+    pub presenter: Option<String>,
+    /// Every claim that is text, a number, a boolean or a list of them: its path and its values.
+    pub claims: Vec<(Vec<String>, Vec<String>)>,
 }
 
 /// The longest path that is decided. Longer ones are refused before anything looks at them.

@@ -5,25 +5,33 @@
 //! The road, in reading order:
 //!
 //! * `document` reads YAML into a tree in which every node knows its line and column;
-//! * [`validate`] turns that tree into a [`PolicySet`] or into *all* of its problems at once;
+//! * [`validate`] turns that tree into a [`PolicySet`] or into *all* of its problems at once ([`problem`]);
+//! * [`model`] is what a policy is after that: conditions of one shape;
 //! * [`compile`] makes the [`CompiledPolicy`] of one door of one workload;
 //! * [`facts`] is what is known of a connection or a request: a path is canonical or refused;
 //! * [`decide`] is the pure function from facts to a [`Verdict`];
 //! * [`explain`] tells, for one verdict, every rule that was tried and which condition failed.
 //!
 //! The names are Istio's. Where the meaning differs it is stricter, and the differences are listed in
-//! `docs/decisions/0500-authorization-policy.md`.
+//! `docs/decisions/0503-authorization-policy-in-full.md`.
 
 pub mod compile;
 pub mod decide;
 mod document;
 pub mod explain;
 pub mod facts;
+pub mod model;
 mod pattern;
+pub mod problem;
+mod reader;
 pub mod validate;
 
-pub use compile::{CompiledPolicy, Door, Protocol, Unenforceable};
-pub use decide::{Effect, Reason, Verdict, decide};
-pub use explain::{Explanation, explain};
-pub use facts::{CanonicalHost, CanonicalPath, Facts, HostRefusal, HttpFacts, PathRefusal};
-pub use validate::{Action, PolicyErrors, PolicySet, Problem, ValidPolicy};
+pub use compile::{Cause, CompiledPolicy, Door, Protocol, Unenforceable, Workload};
+pub use decide::{Effect, Hit, Reason, Shadow, Verdict, decide};
+pub use explain::{Explanation, Failed, Tried, explain};
+pub use facts::{
+    CanonicalHost, CanonicalPath, Facts, Headers, HostRefusal, HttpFacts, PathRefusal, Token,
+};
+pub use model::{Action, Mode, ValidPolicy};
+pub use problem::{PolicyErrors, Problem};
+pub use validate::PolicySet;

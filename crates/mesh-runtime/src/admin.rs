@@ -131,7 +131,7 @@ impl Admin {
         self
     }
 
-    /// Adds a route for callers on this machine only. The handler must not block.
+    /// Adds a route for callers on this machine only; one that ends in `/` answers everything below it. The handler must not block.
     #[must_use]
     pub fn route(
         mut self,
@@ -154,6 +154,13 @@ impl Admin {
             admin: Arc::new(self),
             listener,
             address,
+        })
+    }
+
+    fn handler(&self, path: &str) -> Option<&Handler> {
+        self.routes.get(path).or_else(|| {
+            let below = path.get(..=path.rfind('/')?)?;
+            self.routes.get(below)
         })
     }
 
@@ -200,7 +207,7 @@ impl Admin {
                     }
                 }
             }
-            path => match self.routes.get(path) {
+            path => match self.handler(path) {
                 None => Answer::text(StatusCode::NOT_FOUND, "no such page\n"),
                 Some(_) if !local => {
                     Answer::text(StatusCode::FORBIDDEN, "only from this machine\n")

@@ -13,13 +13,14 @@ use std::time::SystemTime;
 use http::header::CONTENT_TYPE;
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
-use mesh_identity::SpiffeId;
 use mesh_policy::CanonicalHost;
 use mesh_runtime::clock::Clock;
 use tokio::time::Instant;
 
 use crate::connections::Cut;
-use crate::decide::{self, Decided, DecisionId, Permit, RequestFacts, reason_label};
+use crate::decide::{
+    self, Caller, Decided, DecisionId, Denied, Permit, RequestFacts, reason_label,
+};
 use crate::metrics::{ProxyMetrics, RequestCounters, RequestLabels};
 use crate::policy::Policies;
 use crate::record::{Judged, Line, Recorder};
@@ -66,6 +67,7 @@ struct Counted {
 pub(crate) struct Host {
     raw: Box<[u8]>,
     pub(crate) name: Arc<str>,
+    pub(crate) port: Option<u16>,
     pub(crate) authority: Authority,
     pub(crate) header: HeaderValue,
 }
@@ -126,6 +128,7 @@ impl Side {
         let host = Host {
             raw: raw.into(),
             name: canonical.name().into(),
+            port: canonical.port(),
             authority,
             header,
         };
@@ -243,26 +246,26 @@ impl Exchange {
             .unwrap_or_default()
             .as_secs()
             / 60;
+        let asked = Asked {
+            method: &self.method,
+            path: &self.path,
+        };
+        let judged = Judged {
+            id: self.id,
+            source: &self.side.source,
+            peer: self.side.peer,
+            decided,
+            asked: &asked,
+        };
+        self.side.recorder.aside(&judged);
         // Once per connection and minute here, once per caller, policy and minute there.
         if self.side.reported.swap(minute, Ordering::Relaxed) != minute {
-            let asked = Asked {
-                method: &self.method,
-                path: &self.path,
-            };
-            self.side.recorder.allowed(
-                &Judged {
-                    id: self.id,
-                    source: &self.side.source,
-                    peer: self.side.peer,
-                    decided,
-                    asked: &asked,
-                },
-                self.time,
-            );
+            self.side.recorder.allowed(&judged, self.time);
         }
     }
 
-    pub(crate) fn denied(&mut self, decided: &Decided, code: &'static str, why: &str) {
+    pub(crate) fn denied(&mut self, denied: &Denied, code: &'static str) {
+        let decided = &denied.decided;
         self.decided = Some(decided.clone());
         self.denied = true;
         let asked = Asked {
@@ -278,7 +281,8 @@ impl Exchange {
                 asked: &asked,
             },
             code,
-            why,
+            denied,
+            self.time,
         );
     }
 
@@ -356,6 +360,7 @@ impl Exchange {
             side.metrics
                 .decision_counter(word, reason_label(decided.reason), decided.policy.as_ref())
                 .inc();
+            side.metrics.shadowed(decided.aside.as_deref());
         }
         if side.recorder.wants_lines() {
             side.recorder
@@ -377,6 +382,7 @@ impl Exchange {
                 line.text("rule", rule);
             }
             line.text("policy_rev", &decided.revision);
+            line.aside(decided.aside.as_deref());
         }
         line.text("source", &side.source);
         line.text("destination", &side.destination);
@@ -452,8 +458,7 @@ impl fmt::Display for Asked<'_> {
 pub(crate) struct PolicyWatch {
     pub(crate) policies: Policies,
     pub(crate) facts: RequestFacts,
-    pub(crate) peer: SpiffeId,
-    pub(crate) port: u16,
+    pub(crate) caller: Arc<Caller>,
     /// The snapshot that last allowed it.
     pub(crate) generation: u64,
     change: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
@@ -471,15 +476,13 @@ impl PolicyWatch {
     pub(crate) fn new(
         policies: Policies,
         facts: RequestFacts,
-        peer: SpiffeId,
-        port: u16,
+        caller: Arc<Caller>,
         permit: &Permit,
     ) -> Self {
         Self {
             policies,
             facts,
-            peer,
-            port,
+            caller,
             generation: permit.decided().generation,
             change: None,
         }
@@ -490,7 +493,12 @@ impl PolicyWatch {
         if self.policies.generation() == self.generation {
             return false;
         }
-        match decide::request(&self.policies, &self.peer, self.port, &self.facts) {
+        match decide::request(
+            &self.policies,
+            &self.caller,
+            &self.facts,
+            self.facts.headers.as_deref(),
+        ) {
             Ok(permit) => {
                 self.generation = permit.decided().generation;
                 false

@@ -9,7 +9,6 @@ use http::request::Parts;
 use http::uri::{PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use hyper::body::Incoming;
-use mesh_identity::SpiffeId;
 use mesh_policy::{CanonicalPath, PathRefusal};
 use mesh_runtime::errors::ErrorChain;
 use mesh_tls::HandshakeError;
@@ -20,14 +19,13 @@ use super::headers::{self, XFCC};
 use super::pool::{Pool, SendError};
 use super::refusal::{Refusal, Why};
 use crate::connections::Cut;
-use crate::decide::{self, RequestFacts};
+use crate::decide::{self, Caller, RequestFacts};
 use crate::policy::Policies;
 
 /// What an inbound connection adds to a request: who asks, who decides, and what is said about him.
 pub(crate) struct Judge {
     pub(crate) policies: Policies,
-    pub(crate) peer: SpiffeId,
-    pub(crate) port: u16,
+    pub(crate) caller: Arc<Caller>,
     pub(crate) client_cert: HeaderValue,
 }
 
@@ -45,12 +43,19 @@ pub(crate) async fn inbound(
         Err(refusal) => return refuse(exchange, refusal, &parts),
     };
     exchange.host(&facts.host.name);
-    let asked = RequestFacts {
+    // Before it is decided: what the application will not see must not speak for or against the caller.
+    headers::strip_hop_by_hop(&mut parts.headers);
+    headers::strip_claims(&mut parts.headers);
+    let mut asked = RequestFacts {
         method: parts.method.clone(),
         path: facts.path,
         host: Arc::clone(&facts.host.name),
+        host_port: facts.host.port,
+        headers: None,
+        token: None,
     };
-    let permit = match decide::request(&judge.policies, &judge.peer, judge.port, &asked) {
+    let decided = decide::request(&judge.policies, &judge.caller, &asked, Some(&parts.headers));
+    let permit = match decided {
         Ok(permit) => permit,
         Err(denied) => {
             let why = if denied.decided.generation == 0 {
@@ -58,7 +63,7 @@ pub(crate) async fn inbound(
             } else {
                 Why::Denied
             };
-            exchange.denied(&denied.decided, why.code(), &denied.why);
+            exchange.denied(&denied, why.code());
             let told = if why == Why::NoPolicy {
                 "denied: this service has no policy yet"
             } else {
@@ -68,14 +73,15 @@ pub(crate) async fn inbound(
         }
     };
     exchange.allowed(&permit);
-    headers::strip_hop_by_hop(&mut parts.headers);
-    headers::strip_claims(&mut parts.headers);
+    // Streams outlive policies; a request that ends in a moment is asked again only with what was kept.
+    if permit.decided().by_headers || exchange.is_grpc() {
+        asked.headers = Some(Arc::new(parts.headers.clone()));
+    }
     parts.headers.insert(XFCC, judge.client_cert.clone());
     let mut watch = PolicyWatch::new(
         judge.policies.clone(),
         asked,
-        judge.peer.clone(),
-        judge.port,
+        Arc::clone(&judge.caller),
         &permit,
     );
     let head = Head::of(&parts);

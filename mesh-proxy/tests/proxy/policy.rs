@@ -244,3 +244,137 @@ async fn a_request_that_waits_for_the_application_learns_that_it_is_no_longer_al
     let answer = waiting.await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 403"), "{answer}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_number_of_a_denial_leads_to_the_rules_that_came_nearest() {
+    let pair = Pair::start(&allow(&format!(
+        "{SHOP_ANYTHING}\nto: [ {{ operation: {{ paths: [/charge] }} }} ]"
+    )))
+    .await;
+    let answer = pair.get("/admin/keys").await;
+    let id = answer.split("x-finial-decision: ").nth(1).unwrap()[..26].to_owned();
+    let (status, page) = pair.pay.page(&format!("/explain/{id}")).await;
+    assert_eq!(status, 200, "{page}");
+    let told: serde_json::Value =
+        serde_json::from_str(page.split_once("\r\n\r\n").unwrap().1).unwrap();
+    assert_eq!(
+        (
+            &told["reason"],
+            &told["source"],
+            &told["asked"],
+            &told["code"]
+        ),
+        (
+            &"no_rule".into(),
+            &"spiffe://dev.test/shop".into(),
+            &"GET /admin/keys".into(),
+            &"FNL3001".into()
+        )
+    );
+    assert_eq!(
+        told["nearest"][0]["failed"][0],
+        "paths: /admin/keys is not in [/charge]"
+    );
+    assert_eq!(told["nearest"][0]["policy"], "payments/allow-shop");
+    for unknown in ["/explain/01J9Z", "/explain/", "/explain"] {
+        assert_eq!(pair.pay.page(unknown).await.0, 404, "{unknown}");
+    }
+}
+
+/// A policy of any shape.
+fn any(name: &str, spec: &str) -> String {
+    format!(
+        "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{ name: {name}, namespace: shop }}\nspec: {spec}\n"
+    )
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_policy_in_shadow_mode_is_counted_and_logged_and_an_audited_request_is_on_record() {
+    let pair = Pair::start(
+        &(any("all", "{ rules: [ {} ] }")
+            + &any(
+                "strict",
+                "{ mode: Shadow, action: DENY, rules: [ { name: keys, to: [ { operation: { paths: [\"/keys*\"] } } ] } ] }",
+            )
+            + &any(
+                "watch",
+                "{ action: AUDIT, rules: [ { to: [ { operation: { methods: [GET], paths: [/keys] } } ] } ] }",
+            )),
+    )
+    .await;
+    for path in ["/keys", "/other"] {
+        assert!(pair.get(path).await.starts_with("HTTP/1.1 200"), "{path}");
+    }
+    let line = pair.pay.line(|l| l["path"] == "/keys").await;
+    assert_eq!(
+        (
+            &line["effect"],
+            &line["shadow"],
+            &line["shadow_policy"],
+            &line["shadow_rule"]
+        ),
+        (
+            &"allow".into(),
+            &"deny".into(),
+            &"shop/strict".into(),
+            &"keys".into()
+        )
+    );
+    assert_eq!(line["audit_policy"], "shop/watch");
+    let other = pair.pay.line(|l| l["path"] == "/other").await;
+    assert!(other.get("shadow").is_none() && other.get("audit_policy").is_none());
+    let (_, metrics) = pair.pay.page("/metrics").await;
+    assert!(
+        metrics.contains(
+            r#"mesh_proxy_authorization_decisions_total{direction="inbound",decision="deny",reason="deny_rule",policy="shop/strict",mode="shadow"} 1"#
+        ),
+        "{metrics}"
+    );
+    let record = eventually("the audited request is on record", || {
+        pair.pay
+            .audit()
+            .into_iter()
+            .find(|r| r["action"] == "authz.audit")
+    })
+    .await;
+    assert_eq!(
+        (&record["object"]["name"], &record["decision"]["policy"]),
+        (&"GET /keys".into(), &"shop/watch".into())
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn mesh_c1_15_conditions_see_the_headers_and_addresses_that_the_application_will_see() {
+    let pair = Pair::start(&any(
+        "conditions",
+        "{ rules: [ { when: [ { key: \"request.headers[x-role]\", values: [admin] }, { key: source.ip, values: [\"127.0.0.0/8\"] }, { key: remote.ip, values: [127.0.0.1] }, { key: \"request.headers[x-envoy-internal]\", notValues: [\"*\"] } ] } ] }",
+    ))
+    .await;
+    let with = |headers: &str| {
+        let request = format!("GET /a HTTP/1.1\r\nHost: pay\r\n{headers}Connection: close\r\n\r\n");
+        let pair = &pair;
+        async move { pair.send(request.as_bytes()).await }
+    };
+    for (headers, allowed) in [
+        ("X-Role: admin\r\n", true),
+        ("", false),
+        ("X-Role: user\r\n", false),
+        ("X-Role: admin\r\nX-Role: user\r\n", false),
+        ("X-Role: admin, user\r\n", false),
+        // A claim that is taken away speaks neither for nor against the caller.
+        ("X-Role: admin\r\nX-Envoy-Internal: true\r\n", true),
+        ("X-Role: admin\r\nX-Forwarded-For: 10.0.0.1\r\n", true),
+    ] {
+        let answer = with(headers).await;
+        assert_eq!(
+            answer.starts_with("HTTP/1.1 200"),
+            allowed,
+            "{headers:?}: {answer}"
+        );
+    }
+    let denied = pair.pay.line(|l| l["status"] == 403).await;
+    assert!(
+        !denied["why"].as_str().unwrap().contains("user"),
+        "a header's value is not shown: {denied}"
+    );
+}

@@ -26,18 +26,14 @@ fuzz_target!(|text: &str| {
         }
         Ok(set) => set,
     };
-    let http = HttpFacts {
-        method: "GET",
-        host: "pay.test",
-        path: CanonicalPath::parse("/api/orders/7").expect("it is canonical"),
-    };
+    let path = CanonicalPath::parse("/api/orders/7").expect("it is canonical");
+    let http = HttpFacts::new("GET", "pay.test", path);
     for protocol in [Protocol::Http, Protocol::Tcp] {
-        let policy = CompiledPolicy::new(&set, Door { protocol });
+        let policy = CompiledPolicy::new(&set, Door::of_unknown(protocol));
         for peer in [None, Some(caller())] {
             let facts = Facts {
-                peer,
-                port: 8080,
                 http: (protocol == Protocol::Http).then_some(http),
+                ..Facts::new(peer, 8080)
             };
             let verdict = decide(&policy, &facts);
             assert_eq!(verdict, explain(&policy, &facts).verdict);

@@ -11,11 +11,13 @@ use crate::explain::explain;
 use crate::facts::CanonicalPath;
 use crate::validate::PolicySet;
 
-const HTTP: Door = Door {
+const HTTP: Door<'static> = Door {
     protocol: Protocol::Http,
+    workload: None,
 };
-const TCP: Door = Door {
+const TCP: Door<'static> = Door {
     protocol: Protocol::Tcp,
+    workload: None,
 };
 
 fn policy(action: &str, rules: &str) -> String {
@@ -25,7 +27,7 @@ fn policy(action: &str, rules: &str) -> String {
     )
 }
 
-fn compiled(yaml: &str, door: Door) -> CompiledPolicy {
+fn compiled(yaml: &str, door: Door<'_>) -> CompiledPolicy {
     CompiledPolicy::new(&PolicySet::from_yaml(yaml).unwrap(), door)
 }
 
@@ -34,23 +36,15 @@ fn id(text: &str) -> SpiffeId {
 }
 
 fn http<'a>(peer: Option<&'a SpiffeId>, method: &'a str, path: &'a str) -> Facts<'a> {
-    Facts {
-        peer,
-        port: 8080,
-        http: Some(HttpFacts {
-            method,
-            host: "pay.test",
-            path: CanonicalPath::parse(path).unwrap(),
-        }),
-    }
+    Facts::new(peer, 8080).with(HttpFacts::new(
+        method,
+        "pay.test",
+        CanonicalPath::parse(path).unwrap(),
+    ))
 }
 
 fn tcp(peer: Option<&SpiffeId>, port: u16) -> Facts<'_> {
-    Facts {
-        peer,
-        port,
-        http: None,
-    }
+    Facts::new(peer, port)
 }
 
 /// The set that the security tests of mesh.md C1 use.
@@ -262,15 +256,8 @@ fn fields_are_and_values_are_or_and_nots_exclude() {
         ("test", false),
         ("atest", false),
     ] {
-        let facts = Facts {
-            peer: Some(&a),
-            port: 8080,
-            http: Some(HttpFacts {
-                method: "GET",
-                host,
-                path: CanonicalPath::parse("/").unwrap(),
-            }),
-        };
+        let path = CanonicalPath::parse("/").unwrap();
+        let facts = Facts::new(Some(&a), 8080).with(HttpFacts::new("GET", host, path));
         assert_eq!(decide(&set, &facts).is_allowed(), allowed, "{host}");
     }
 }
@@ -322,6 +309,347 @@ fn a_denial_names_the_nearest_rule_and_what_failed() {
     );
     let none = explain(&c1, &http(None, "PUT", "/other"));
     assert_eq!(none.nearest().unwrap().failed.len(), 3);
+}
+
+/// The two forms in which nearly every policy of these tests stands, with a namespace.
+fn in_namespace(name: &str, spec: &str) -> String {
+    format!(
+        "---\napiVersion: mesh.finial.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {{ name: {name}, namespace: shop }}\nspec: {spec}\n"
+    )
+}
+
+#[derive(Debug)]
+struct Sent(&'static [(&'static str, &'static str)]);
+
+impl Headers for Sent {
+    fn each(&self, name: &str, each: &mut dyn FnMut(&[u8])) {
+        self.0
+            .iter()
+            .filter(|(own, _)| *own == name)
+            .for_each(|(_, value)| each(value.as_bytes()));
+    }
+}
+
+#[test]
+fn mesh_c1_15_of_a_doubled_header_any_value_denies_and_only_all_of_them_allow() {
+    let anything = in_namespace("all", "{ rules: [ {} ] }");
+    let role = |action: &str, key: &str| {
+        in_namespace(
+            "role",
+            &format!(
+                "{{ action: {action}, rules: [ {{ when: [ {{ key: \"request.headers[X-Role]\", {key}: [admin, \"root*\"] }} ] }} ] }}"
+            ),
+        )
+    };
+    let may = |yaml: &str, headers: &'static [(&'static str, &'static str)]| {
+        let headers = Sent(headers);
+        let mut facts = http(None, "GET", "/");
+        facts.http.as_mut().unwrap().headers = Some(&headers);
+        decide(&compiled(yaml, HTTP), &facts).is_allowed()
+    };
+    let deny = anything.clone() + &role("DENY", "values");
+    let allow = role("ALLOW", "values");
+    let only_others = anything + &role("DENY", "notValues");
+    let twice: &[_] = &[("x-role", "user"), ("x-role", "admin")];
+    for (headers, denied, allowed, all_known) in [
+        (&[][..], false, false, false),
+        (&[("x-role", "user")][..], false, false, false),
+        (&[("x-role", "admin")][..], true, true, true),
+        (&[("x-role", "rooted")][..], true, true, true),
+        (twice, true, false, false),
+        (&[("x-role", "user, admin")][..], true, false, false),
+        (&[("x-role", "admin,root")][..], true, true, true),
+        (&[("x-role", "admin,")][..], true, false, false),
+        (&[("x_role", "admin")][..], false, false, false),
+    ] {
+        assert_eq!(!may(&deny, headers), denied, "DENY {headers:?}");
+        assert_eq!(may(&allow, headers), allowed, "ALLOW {headers:?}");
+        assert_eq!(
+            may(&only_others, headers),
+            all_known,
+            "DENY not {headers:?}"
+        );
+    }
+    let mut nobody_kept_them = http(None, "GET", "/");
+    assert!(!decide(&compiled(&allow, HTTP), &nobody_kept_them).is_allowed());
+    nobody_kept_them.http = None;
+    assert!(!decide(&compiled(&allow, TCP), &nobody_kept_them).is_allowed());
+}
+
+#[test]
+fn mesh_c1_62_a_mapped_address_is_the_ipv4_address() {
+    let blocks = |blocks: &str| {
+        compiled(
+            &in_namespace(
+                "near",
+                &format!("{{ rules: [ {{ from: [ {{ source: {{ ipBlocks: {blocks} }} }} ] }} ] }}"),
+            ),
+            HTTP,
+        )
+    };
+    let near = blocks("[10.1.0.0/16, \"fd00::/8\", 192.0.2.7, \"::ffff:198.51.100.0/120\"]");
+    for (address, allowed) in [
+        ("10.1.255.255", true),
+        ("10.2.0.0", false),
+        ("::ffff:10.1.2.3", true),
+        ("fd12::1", true),
+        ("fe00::1", false),
+        ("192.0.2.7", true),
+        ("192.0.2.8", false),
+        ("198.51.100.9", true),
+    ] {
+        let mut facts = http(None, "GET", "/");
+        facts.peer_address = Some(address.parse().unwrap());
+        assert_eq!(decide(&near, &facts).is_allowed(), allowed, "{address}");
+    }
+    assert!(!decide(&near, &http(None, "GET", "/")).is_allowed());
+    let mut far = http(None, "GET", "/");
+    far.peer_address = Some("203.0.113.1".parse().unwrap());
+    assert!(decide(&blocks("[0.0.0.0/0]"), &far).is_allowed());
+    assert!(!decide(&blocks("[\"::/0\"]"), &far).is_allowed());
+}
+
+#[test]
+fn mesh_c1_13_a_port_in_a_host_matches_that_port_and_none_written_counts_only_where_it_is_stricter()
+{
+    let with = |action: &str, hosts: &str| {
+        let rule = format!("    - to: [ {{ operation: {{ hosts: {hosts} }} }} ]");
+        let all = if action == "DENY" {
+            in_namespace("all", "{ rules: [ {} ] }")
+        } else {
+            String::new()
+        };
+        compiled(&(all + &policy(action, &rule)), HTTP)
+    };
+    let asks = |policy: &CompiledPolicy, host: &str| {
+        let host = crate::CanonicalHost::parse(host).unwrap();
+        let mut http = HttpFacts::new("GET", host.name(), CanonicalPath::parse("/").unwrap());
+        http.host_port = host.port();
+        decide(policy, &Facts::new(None, 8080).with(http)).is_allowed()
+    };
+    let any_port = with("ALLOW", "[Example.com, \"other.test:*\"]");
+    for host in [
+        "EXAMPLE.com",
+        "example.com.",
+        "example.com:80",
+        "example.com:8080",
+        "other.test:9",
+    ] {
+        assert!(asks(&any_port, host), "{host}");
+    }
+    let one_port = with("ALLOW", "[\"example.com:8080\"]");
+    assert!(asks(&one_port, "example.com:8080"));
+    assert!(!asks(&one_port, "example.com:80") && !asks(&one_port, "example.com"));
+    let deny = with("DENY", "[\"example.com:8080\"]");
+    assert!(!asks(&deny, "example.com:8080") && !asks(&deny, "example.com"));
+    assert!(asks(&deny, "example.com:80"));
+}
+
+#[test]
+fn a_shadow_policy_tells_what_it_would_change_and_changes_nothing() {
+    let a = id("spiffe://td/a");
+    let shadow = |name: &str, action: &str, path: &str| {
+        in_namespace(
+            name,
+            &format!(
+                "{{ mode: Shadow, action: {action}, rules: [ {{ to: [ {{ operation: {{ paths: [\"{path}\"] }} }} ] }} ] }}"
+            ),
+        )
+    };
+    let set = compiled(
+        &(in_namespace(
+            "real",
+            "{ rules: [ { to: [ { operation: { paths: [\"/a*\"] } } ] } ] }",
+        ) + &in_namespace(
+            "never",
+            "{ action: DENY, rules: [ { to: [ { operation: { paths: [\"/ab\"] } } ] } ] }",
+        ) + &shadow("would-deny", "DENY", "*b")
+            + &shadow("would-allow", "ALLOW", "/c*")),
+        HTTP,
+    );
+    for (path, effect, other) in [
+        ("/a", Effect::Allow, None),
+        (
+            "/a/b",
+            Effect::Allow,
+            Some((Effect::Deny, "shop/would-deny")),
+        ),
+        ("/ab", Effect::Deny, None),
+        (
+            "/c",
+            Effect::Deny,
+            Some((Effect::Allow, "shop/would-allow")),
+        ),
+        ("/c/b", Effect::Deny, None),
+        ("/d", Effect::Deny, None),
+    ] {
+        let facts = http(Some(&a), "GET", path);
+        let verdict = decide(&set, &facts);
+        assert_eq!(verdict.effect, effect, "{path}");
+        assert_eq!(
+            verdict.shadow.map(|s| (s.effect, &**s.by.policy)),
+            other,
+            "{path}"
+        );
+        assert_eq!(explain(&set, &facts).verdict, verdict);
+    }
+    assert_eq!(set.len(), 2, "only what decides is counted");
+}
+
+#[test]
+fn istio_s_dry_run_annotation_is_shadow_mode() {
+    let text = |dry_run: &str| {
+        format!(
+            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{ name: p, annotations: {{ istio.io/dry-run: {dry_run} }} }}\nspec: {{ rules: [ {{}} ] }}\n"
+        )
+    };
+    let may = |dry_run: &str| {
+        decide(&compiled(&text(dry_run), HTTP), &http(None, "GET", "/")).is_allowed()
+    };
+    assert!(may("\"false\"") && !may("\"true\""));
+    assert!(PolicySet::from_yaml(&text("\"yes\"")).is_err());
+}
+
+#[test]
+fn an_audit_rule_records_and_changes_nothing() {
+    let audit = in_namespace(
+        "watch",
+        "{ action: AUDIT, rules: [ { from: [ { source: { notPrincipals: [td/a] } } ] } ] }",
+    );
+    let set = compiled(&(audit + &in_namespace("all", "{ rules: [ {} ] }")), HTTP);
+    let (a, b) = (id("spiffe://td/a"), id("spiffe://td/b"));
+    for (peer, recorded) in [(Some(&a), false), (Some(&b), true), (None, true)] {
+        let verdict = decide(&set, &http(peer, "GET", "/"));
+        assert!(verdict.is_allowed());
+        assert_eq!(verdict.audit.is_some(), recorded, "{peer:?}");
+    }
+}
+
+#[test]
+fn mesh_c1_57_a_policy_speaks_of_the_workloads_of_its_namespace_that_it_selects() {
+    let yaml = in_namespace(
+        "mine",
+        "{ selector: { matchLabels: { app: pay } }, rules: [ { to: [ { operation: { paths: [/mine] } } ] } ] }",
+    ) + &in_namespace(
+        "service",
+        "{ targetRefs: [ { kind: Service, group: \"\", name: pay } ], rules: [ { to: [ { operation: { paths: [/service] } } ] } ] }",
+    ) + &in_namespace(
+        "gateway",
+        "{ targetRefs: [ { kind: Gateway, group: gateway.networking.k8s.io, name: g } ], rules: [ { to: [ { operation: { paths: [/gateway] } } ] } ] }",
+    ) + &in_namespace(
+        "elsewhere",
+        "{ rules: [ { to: [ { operation: { paths: [/elsewhere] } } ] } ] }",
+    )
+    .replace("namespace: shop", "namespace: other")
+        + &in_namespace(
+            "mesh",
+            "{ rules: [ { to: [ { operation: { paths: [/mesh] } } ] } ] }",
+        )
+        .replace("namespace: shop", "namespace: root")
+        + &in_namespace(
+            "deny",
+            "{ action: DENY, selector: { matchLabels: { app: pay, version: v2 } }, rules: [ { to: [ { operation: { methods: [PUT] } } ] } ] }",
+        );
+    let workload = |version: &str| crate::Workload {
+        namespace: "shop".to_owned(),
+        root_namespace: Some("root".to_owned()),
+        labels: vec![
+            ("app".to_owned(), "pay".to_owned()),
+            ("version".to_owned(), version.to_owned()),
+        ],
+        services: vec!["pay".to_owned()],
+    };
+    let set = PolicySet::from_yaml(&yaml).unwrap();
+    let (one, two) = (workload("v1"), workload("v2"));
+    let door = |workload| {
+        CompiledPolicy::new(
+            &set,
+            Door {
+                protocol: Protocol::Http,
+                workload,
+            },
+        )
+    };
+    let may = |policy: &CompiledPolicy, method: &str, path: &str| {
+        decide(policy, &http(None, method, path)).is_allowed()
+    };
+    for (path, allowed) in [
+        ("/mine", true),
+        ("/service", true),
+        ("/gateway", false),
+        ("/elsewhere", false),
+        ("/mesh", true),
+    ] {
+        assert_eq!(may(&door(Some(&one)), "GET", path), allowed, "{path}");
+    }
+    assert!(may(&door(Some(&one)), "PUT", "/mine") && !may(&door(Some(&two)), "PUT", "/mine"));
+    // Who does not know whether a policy is meant takes what is stricter, and says so.
+    let unknown = door(None);
+    assert!(
+        !may(&unknown, "GET", "/mine")
+            && !may(&unknown, "PUT", "/elsewhere")
+            && may(&unknown, "GET", "/elsewhere")
+    );
+    assert_eq!(unknown.unenforceable().len(), 4);
+    assert!(
+        unknown.unenforceable()[0]
+            .to_string()
+            .contains("was not told which workload it serves")
+    );
+}
+
+#[test]
+fn namespaces_and_service_accounts_are_read_from_the_caller_s_id() {
+    let set = compiled(
+        &in_namespace(
+            "p",
+            "{ rules: [ { from: [ { source: { namespaces: [\"pro*\"], notNamespaces: [prone] } }, { source: { serviceAccounts: [curl, other/x] } } ] } ] }",
+        ),
+        HTTP,
+    );
+    for (peer, allowed) in [
+        ("spiffe://td/ns/prod/sa/x", true),
+        ("spiffe://any/ns/prod/sa/x", true),
+        ("spiffe://td/ns/prone/sa/x", false),
+        ("spiffe://td/ns/prod/sa/x/y", false),
+        ("spiffe://td/ns/prod", false),
+        ("spiffe://td/x/ns/prod/sa/x", false),
+        ("spiffe://td/ns/shop/sa/curl", true),
+        ("spiffe://td/ns/other/sa/curl", false),
+        ("spiffe://td/ns/other/sa/x", true),
+        ("spiffe://td/shop", false),
+    ] {
+        assert_eq!(
+            decide(&set, &http(Some(&id(peer)), "GET", "/")).is_allowed(),
+            allowed,
+            "{peer}"
+        );
+    }
+}
+
+#[test]
+fn who_names_his_callers_is_found_by_the_caller_and_in_the_order_of_the_file() {
+    let yaml: String = (0..50)
+        .map(|i| in_namespace(&format!("p{i}"), &format!("{{ rules: [ {{ from: [ {{ source: {{ principals: [td/c{i}, td/everywhere] }} }} ] }} ] }}")))
+        .collect::<String>()
+        + &in_namespace("last", "{ rules: [ { from: [ { source: { trustDomains: [td] } } ] } ] }");
+    let set = compiled(&yaml, HTTP);
+    let by = |peer: &str| {
+        decide(&set, &http(Some(&id(peer)), "GET", "/"))
+            .policy
+            .map(|p| p.to_string())
+    };
+    assert_eq!(by("spiffe://td/c7").as_deref(), Some("shop/p7"));
+    assert_eq!(by("spiffe://td/everywhere").as_deref(), Some("shop/p0"));
+    assert_eq!(by("spiffe://td/new").as_deref(), Some("shop/last"));
+    assert_eq!(by("spiffe://other/c7"), None);
+    assert_eq!(
+        set.enforced()
+            .allow
+            .candidates(Some(&id("spiffe://td/c7")))
+            .count(),
+        2
+    );
 }
 
 // --- po_14: the evaluator against a naive reference, on random policies and requests.
