@@ -12,6 +12,7 @@ mod slots;
 #[cfg(test)]
 mod tests;
 mod token;
+mod upstream;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -26,14 +27,15 @@ use self::certificate::Signer;
 use self::keys::SealingKey;
 use self::slots::Slots;
 use self::token::TokenSigner;
-use crate::store::{BundleContent, Journal, StoredBundle, StoredJwtKey, StoredRoot};
+use crate::store::{BundleContent, Journal, StoredBundle, StoredJwtKey};
 
 pub use self::by_hand::TurnError;
 pub use self::error::{AuthorityError, SignError};
 pub use self::keys::KeyType;
-pub use self::rotation::{Followers, NoFollowers, run};
+pub use self::rotation::{Followers, NoFollowers, Overdue, run};
 pub use self::slots::{SlotState, Step, Times, next_step};
 pub use self::token::{MOST_AUDIENCES, SignedToken, TokenSettings, TokenTemplate};
+pub use self::upstream::{DiskUpstream, UpstreamAuthority, UpstreamError};
 
 /// How far back a certificate's start lies, unless the template says otherwise: verifiers' clocks differ.
 pub const BACKDATE: Duration = Duration::from_secs(10);
@@ -56,6 +58,8 @@ pub struct AuthoritySettings {
     pub tokens: TokenSettings,
     /// What new authorities are made of. One that exists stays what it is.
     pub key_types: KeyTypes,
+    /// Who signs new X.509 authorities; nobody: they sign themselves.
+    pub upstream: Option<UpstreamAuthority>,
 }
 
 /// Of which kinds the keys of new authorities are.
@@ -77,6 +81,7 @@ impl AuthoritySettings {
             sealing_key,
             tokens: TokenSettings::default(),
             key_types: KeyTypes::default(),
+            upstream: None,
         }
     }
 
@@ -111,6 +116,8 @@ pub struct SignedLeaf {
     pub serial: String,
     /// Which authority signed: hex of its subject key id.
     pub authority_id: String,
+    /// The same of the root that it verifies by.
+    pub root_id: String,
     /// Start of validity.
     pub not_before: SystemTime,
     /// End of validity.
@@ -133,6 +140,8 @@ pub struct SlotStatus {
     pub kind: AuthorityKind,
     /// X.509: hex of the subject key id. JWT: the key id.
     pub authority_id: String,
+    /// Hex of the subject key id of the root above it, if it does not sign itself.
+    pub upstream_id: Option<String>,
     /// Whether it signs.
     pub state: SlotState,
     /// Whether all that it signed is to be replaced.
@@ -158,10 +167,6 @@ impl Book {
 
     /// What our bundle shows, in the order in which they were prepared.
     fn content(&self, settings: &AuthoritySettings) -> BundleContent {
-        let roots = self.x509.0.iter().map(|slot| StoredRoot {
-            der: slot.shown.clone(),
-            tainted: slot.tainted,
-        });
         let keys = self.jwt.0.iter().map(|slot| StoredJwtKey {
             key_id: slot.authority_id.clone(),
             public_key: slot.shown.clone(),
@@ -169,7 +174,7 @@ impl Book {
             tainted: slot.tainted,
         });
         BundleContent {
-            x509_authorities: roots.collect(),
+            x509_authorities: self.x509.roots(),
             jwt_authorities: keys.collect(),
             refresh_hint: settings.refresh_hint,
         }
@@ -328,10 +333,22 @@ impl Authority {
                 return Ok(now + pause);
             }
             let mut next = book.clone();
-            rotation::take(&mut next, steps, &self.settings, &self.sealing, now).await?;
-            self.commit(&mut book, next).await?;
-            tracing::info!(?steps, authorities = ?book.statuses(), "authority rotation");
+            let taken = rotation::take(&mut next, steps, &self.settings, &self.sealing, now).await;
+            // What one kind could do is done, whatever the other could not.
+            if taken.any {
+                self.commit(&mut book, next).await?;
+                tracing::info!(?steps, authorities = ?book.statuses(), "authority rotation");
+            }
+            taken.all?;
         }
+    }
+
+    /// The authorities that should have a successor by now and have none.
+    pub async fn overdue(&self, now: SystemTime) -> Vec<Overdue> {
+        let book = self.slots.lock().await;
+        let x509 = book.x509.overdue(AuthorityKind::X509, now);
+        let jwt = book.jwt.overdue(AuthorityKind::Jwt, now);
+        x509.into_iter().chain(jwt).collect()
     }
 
     /// Makes a change durable, in journal and bundle, and only then visible.

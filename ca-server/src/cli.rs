@@ -88,6 +88,12 @@ enum Verb {
         #[command(subcommand)]
         verb: authority::AuthorityVerb,
     },
+    /// SPIRE's verb
+    #[command(hide = true, name = "upstreamauthority")]
+    UpstreamAuthority {
+        #[command(subcommand)]
+        verb: authority::UpstreamVerb,
+    },
     /// Identities that an administrator asks for
     Svid {
         #[command(subcommand)]
@@ -236,6 +242,7 @@ async fn ask(verb: Verb, common: &CommonArgs) -> Result<Exit, CommandError> {
         Verb::Bundle { verb } => bundle::run(verb, output).await,
         Verb::Federation { verb } => federation::run(verb, output).await,
         Verb::Authority { verb } => authority::run(verb, output).await,
+        Verb::UpstreamAuthority { verb } => authority::upstream(verb, output).await,
         Verb::Svid { verb } => svid::run(verb, common).await,
         Verb::X509 { verb } => svid::run(verb.into(), common).await,
         Verb::Jwt { verb } => svid::run(verb.into(), common).await,

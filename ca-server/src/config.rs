@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::authority::{
     AuthoritySettings, KeyType, KeyTypes, MOST_AUDIENCES, SHORTEST_LIFE, TokenSettings,
+    UpstreamAuthority,
 };
 
 /// Everything that a ca-server can be told.
@@ -42,6 +43,8 @@ pub struct CaServerConfig {
     pub telemetry: TelemetryConfig,
     /// The log.
     pub log: LogOptions,
+    /// Who signs the X.509 authorities of this server. Absent: they sign themselves.
+    pub upstream_authority: Option<UpstreamAuthority>,
     /// What tokens say of their issuer (`iss`), for verifiers that ask for it. Absent: nothing, as the SPIFFE ID names it already.
     pub jwt_issuer: Option<String>,
 }
@@ -274,6 +277,7 @@ impl Default for CaServerConfig {
             limits: LimitsConfig::default(),
             telemetry: TelemetryConfig::default(),
             log: LogOptions::default(),
+            upstream_authority: None,
             jwt_issuer: None,
         }
     }
@@ -399,6 +403,7 @@ impl CaServerConfig {
                 most_audiences: usize::try_from(self.limits.audiences_per_token)
                     .unwrap_or(usize::MAX),
             },
+            upstream: self.upstream_authority.clone(),
             key_types: KeyTypes {
                 x509: self.keys.ca_key_type,
                 jwt: self.keys.jwt_key_type.unwrap_or(self.keys.ca_key_type),

@@ -30,7 +30,7 @@ use tonic_health::pb::health_client::HealthClient;
 use tower::service_fn;
 
 pub use self::agent::ListedAgent;
-pub use self::authority::{AuthorityTurn, ListedAuthorities, ListedAuthority};
+pub use self::authority::{AuthorityTurn, ListedAuthorities, ListedAuthority, UpstreamTurn};
 pub use self::backup::FetchError;
 pub use self::entry::NewEntry;
 pub use self::federation::{ListedRelationship, NewRelationship};

@@ -273,6 +273,9 @@ impl From<TurnError> for Refusal {
                 // SPIRE's code for them, although the caller is to blame.
                 Self::new(error.code(), Code::Internal, error.to_string())
             }
+            TurnError::UpstreamSigns => {
+                Self::new(error.code(), Code::FailedPrecondition, error.to_string())
+            }
             _ => Self::by_blame(&error, error.blame(), "the authority was not turned"),
         }
     }

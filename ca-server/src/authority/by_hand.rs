@@ -59,6 +59,56 @@ impl Authority {
         self.turn(kind, id, Turn::Revoke).await
     }
 
+    /// Marks a root above old authorities of ours: all that they signed is to be replaced.
+    pub async fn taint_upstream(&self, root_id: &str) -> Result<(), TurnError> {
+        self.turn_upstream(root_id, Turn::Taint).await
+    }
+
+    /// Takes a tainted root out of the bundle, and with it the old authorities below it.
+    pub async fn revoke_upstream(&self, root_id: &str) -> Result<(), TurnError> {
+        self.turn_upstream(root_id, Turn::Revoke).await
+    }
+
+    /// Whether new X.509 authorities are signed by one above.
+    pub fn has_upstream(&self) -> bool {
+        self.settings.upstream.is_some()
+    }
+
+    async fn turn_upstream(&self, root_id: &str, turn: Turn) -> Result<(), TurnError> {
+        let mut book = self.slots.lock().await;
+        if root_id.is_empty() {
+            return Err(TurnError::NoId);
+        }
+        let statuses = book.x509.statuses(AuthorityKind::X509);
+        let below: Vec<_> = statuses
+            // One that signed itself, before there was anything above, is its own root.
+            .filter(|slot| slot.upstream_id.as_ref().unwrap_or(&slot.authority_id) == root_id)
+            .collect();
+        if below.iter().any(|slot| slot.state != SlotState::Old) {
+            return Err(TurnError::SignsCurrent);
+        }
+        if below.is_empty() {
+            return Err(TurnError::SignedNoneOld);
+        }
+        let tainted = below.iter().all(|slot| slot.tainted);
+        let mut next = book.clone();
+        match (turn, tainted) {
+            (Turn::Revoke, true) => next.x509.revoke_root(root_id),
+            (Turn::Revoke, false) => return Err(TurnError::NotTainted),
+            (_, true) => return Err(TurnError::TaintedBefore),
+            (_, false) => below
+                .iter()
+                .for_each(|slot| next.x509.taint(&slot.authority_id)),
+        }
+        self.commit(&mut book, next).await?;
+        tracing::warn!(
+            ?turn,
+            root = root_id,
+            "an upstream authority was turned by hand"
+        );
+        Ok(())
+    }
+
     async fn turn(
         &self,
         kind: AuthorityKind,
@@ -72,6 +122,11 @@ impl Authority {
                 .filter(|slot| slot.kind == kind)
                 .find(|slot| slot.authority_id == id)
         };
+        let marks = matches!(turn, Turn::Taint | Turn::Revoke);
+        if kind == AuthorityKind::X509 && marks && self.has_upstream() {
+            // A mark on an intermediate would be seen by nobody: bundles hold roots.
+            return Err(TurnError::UpstreamSigns);
+        }
         if id.is_empty() {
             return Err(TurnError::NoId);
         }
@@ -134,6 +189,17 @@ pub enum TurnError {
     /// It has to be tainted first.
     #[error("it is not possible to revoke an untainted key")]
     NotTainted,
+    /// What would have to be marked is the root above it.
+    #[error(
+        "a local X.509 authority cannot be tainted or revoked while an upstream authority is configured: name the root's subject key ID instead"
+    )]
+    UpstreamSigns,
+    /// What we sign now is below it.
+    #[error("unable to use upstream authority signing current authority")]
+    SignsCurrent,
+    /// It never signed for us, or what it signed is gone.
+    #[error("upstream authority didn't sign the old local authority")]
+    SignedNoneOld,
     /// It could not be made or stored.
     #[error("the authority could not be turned")]
     Failed(#[from] AuthorityError),
@@ -152,8 +218,13 @@ impl TurnError {
 impl Coded for TurnError {
     fn code(&self) -> &'static str {
         match self {
-            Self::NoId | Self::Unknown => "FNL1037",
-            Self::NotPrepared(_) | Self::Active | Self::NotOld | Self::TaintedBefore => "FNL1038",
+            Self::NoId | Self::Unknown | Self::SignedNoneOld => "FNL1037",
+            Self::NotPrepared(_)
+            | Self::Active
+            | Self::NotOld
+            | Self::TaintedBefore
+            | Self::SignsCurrent => "FNL1038",
+            Self::UpstreamSigns => "FNL1068",
             Self::NotTainted => "FNL1039",
             Self::Failed(error) => error.code(),
         }

@@ -16,6 +16,7 @@ use x509_parser::x509::SubjectPublicKeyInfo;
 
 use super::keys::{CaKey, key_id, new_serial};
 use super::slots::Times;
+use super::upstream::Above;
 use super::{AuthorityError, BACKDATE, LeafTemplate, SignError, SignedLeaf};
 
 /// `serialNumber` as a part of a name (X.520).
@@ -28,6 +29,10 @@ const LATEST: u64 = 253_402_300_799;
 pub(super) struct Signer {
     issuer: Issuer<'static, CaKey>,
     authority_id: String,
+    /// Hex of the subject key id of the root that its leaves verify by: its own, if nothing is above it.
+    root_id: String,
+    /// What a verifier needs between a leaf and the root.
+    intermediates: Vec<CertificateDer<'static>>,
     times: Times,
 }
 
@@ -46,44 +51,46 @@ impl Signer {
         now: SystemTime,
     ) -> Result<NewAuthority, AuthorityError> {
         let failed = |reason: String| AuthorityError::Make { reason };
-        let serial = new_serial().ok_or_else(|| failed("no random numbers".into()))?;
-        let mut params = authority_params(&key);
-        params.distinguished_name.push(
-            DnType::CustomDnType(SERIAL_NUMBER.to_vec()),
-            DnValue::PrintableString(
-                hex(&serial)
-                    .try_into()
-                    .map_err(|error: rcgen::Error| failed(error.to_string()))?,
-            ),
-        );
-        params.serial_number = Some(SerialNumber::from_slice(&serial));
-        params.not_before = date(now - BACKDATE);
-        params.not_after = date(now + lifetime);
-        params.subject_alt_names = vec![uri(&trust_domain.id()).map_err(failed)?];
-        let certificate = params
+        let times = Times {
+            not_before: now - BACKDATE,
+            not_after: now + lifetime,
+        };
+        let certificate = authority_params(trust_domain, &key, times)
+            .map_err(failed)?
             .self_signed(&key)
             .map_err(|error| failed(error.to_string()))?
             .der()
             .clone();
-        let signer = Self::restore(&certificate, key).map_err(failed)?;
+        let signer = Self::restore(&certificate, key, None).map_err(failed)?;
         Ok(NewAuthority {
             signer,
             certificate,
         })
     }
 
-    /// The authority of a certificate that we made, for its key. Issuer name and key id are taken from the
+    /// The authority of a certificate that we made, for its key, below what signed it. Issuer name and key id are taken from the
     /// certificate, so that leaves repeat them byte for byte.
-    pub(super) fn restore(certificate: &CertificateDer<'_>, key: CaKey) -> Result<Self, String> {
+    pub(super) fn restore(
+        certificate: &CertificateDer<'_>,
+        key: CaKey,
+        above: Option<&Above>,
+    ) -> Result<Self, String> {
         let facts = facts(certificate)?;
         if facts.public_key != key.subject_public_key_info() {
             return Err("the key is not that of the certificate".into());
         }
         let issuer =
             Issuer::from_ca_cert_der(certificate, key).map_err(|error| error.to_string())?;
+        let own = || std::iter::once(certificate.clone().into_owned());
         Ok(Self {
             issuer,
+            root_id: above
+                .map_or(&facts.authority_id, |above| &above.root_id)
+                .clone(),
             authority_id: facts.authority_id,
+            intermediates: above.map_or_else(Vec::new, |above| {
+                own().chain(above.chain.iter().cloned()).collect()
+            }),
             times: facts.times,
         })
     }
@@ -138,10 +145,13 @@ impl Signer {
         let leaf = params
             .signed_by(&subject, &self.issuer)
             .map_err(|error| failed(error.to_string()))?;
+        let mut chain = vec![leaf.der().clone()];
+        chain.extend(self.intermediates.iter().cloned());
         Ok(SignedLeaf {
-            chain: vec![leaf.der().clone()],
+            chain,
             serial: hex(&serial),
             authority_id: self.authority_id.clone(),
+            root_id: self.root_id.clone(),
             not_before,
             not_after,
         })
@@ -167,19 +177,41 @@ fn subject_name(subject: &[(Vec<u64>, String)]) -> Result<DistinguishedName, Str
     Ok(name)
 }
 
-/// What every authority of ours has in common.
-fn authority_params(key: &CaKey) -> CertificateParams {
+/// What the certificate of an authority of ours says, whoever signs it.
+pub(super) fn authority_params(
+    trust_domain: &TrustDomain,
+    key: &CaKey,
+    times: Times,
+) -> Result<CertificateParams, String> {
+    let serial = new_serial().ok_or("no random numbers")?;
+    let number = hex(&serial)
+        .try_into()
+        .map_err(|error: rcgen::Error| error.to_string())?;
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::CountryName, "US");
     params
         .distinguished_name
         .push(DnType::OrganizationName, "SPIFFE");
+    params.distinguished_name.push(
+        DnType::CustomDnType(SERIAL_NUMBER.to_vec()),
+        DnValue::PrintableString(number),
+    );
+    params.serial_number = Some(SerialNumber::from_slice(&serial));
+    params.not_before = date(times.not_before);
+    params.not_after = date(times.not_after);
+    params.subject_alt_names = vec![uri(&trust_domain.id())?];
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params.key_identifier_method = KeyIdMethod::PreSpecified(key_id(key.der_bytes()));
     params.use_authority_key_identifier_extension = true;
-    params
+    Ok(params)
+}
+
+/// Whether a certificate names itself as its issuer.
+pub(super) fn is_self_issued(certificate: &CertificateDer<'_>) -> bool {
+    x509_parser::parse_x509_certificate(certificate)
+        .is_ok_and(|(_, parsed)| parsed.subject().as_raw() == parsed.issuer().as_raw())
 }
 
 /// What a certificate of an authority says.

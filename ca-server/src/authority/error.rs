@@ -7,6 +7,7 @@ use std::time::Duration;
 use mesh_identity::SpiffeId;
 use mesh_runtime::errors::{Blame, Coded};
 
+use super::UpstreamError;
 use crate::store::StoreError;
 
 /// Why the authority could not be opened or moved on.
@@ -69,6 +70,9 @@ pub enum AuthorityError {
         /// Why.
         reason: String,
     },
+    /// The authority above did not sign.
+    #[error(transparent)]
+    Upstream(#[from] UpstreamError),
     /// The store refused.
     #[error("the authority's state could not be stored")]
     Store(#[from] StoreError),
@@ -98,6 +102,7 @@ impl Coded for AuthorityError {
             Self::Journal { .. } => "FNL1025",
             Self::ShortLife { .. } => "FNL1026",
             Self::Make { .. } => "FNL1027",
+            Self::Upstream(error) => error.code(),
             Self::Store(error) => error.code(),
         }
     }

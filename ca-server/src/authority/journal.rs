@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use mesh_identity::{JwtAuthority, TrustDomain};
+use mesh_identity::{JwtAuthority, TrustDomain, X509Authority};
 use rustls_pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 
@@ -12,10 +12,14 @@ use super::certificate::{Signer, facts};
 use super::keys::{CaKey, Pkcs8, Sealed, SealingKey};
 use super::slots::{Slot, SlotKey, SlotState, Slots, Times};
 use super::token::TokenSigner;
+use super::upstream::Above;
 use super::{AuthorityError, Book};
 
-/// The format of the journal, in its first byte.
-const FORMAT: u8 = 2;
+/// The format of the journal, in its first byte: a book, then what is above each of its X.509 authorities.
+const FORMAT: u8 = 3;
+
+/// The format before there was anything above: a book alone.
+const FORMAT_WITHOUT_ABOVE: u8 = 2;
 
 #[derive(Serialize, Deserialize)]
 struct BookRow {
@@ -32,6 +36,34 @@ struct X509Row {
 }
 
 #[derive(Serialize, Deserialize)]
+struct AboveRow {
+    chain: Vec<Vec<u8>>,
+    roots: Vec<Vec<u8>>,
+    root_id: String,
+}
+
+impl AboveRow {
+    fn of(above: &Above) -> Self {
+        let roots = above.roots.iter().map(|root| root.der().to_vec());
+        Self {
+            chain: above.chain.iter().map(|der| der.to_vec()).collect(),
+            roots: roots.collect(),
+            root_id: above.root_id.clone(),
+        }
+    }
+
+    fn read(self) -> Result<Arc<Above>, AuthorityError> {
+        let roots = self.roots.into_iter().map(X509Authority::parse);
+        let roots = roots.collect::<Result<_, _>>();
+        Ok(Arc::new(Above {
+            chain: self.chain.into_iter().map(CertificateDer::from).collect(),
+            roots: roots.map_err(|error| broken(error.to_string()))?,
+            root_id: self.root_id,
+        }))
+    }
+}
+
+#[derive(Serialize, Deserialize)]
 struct JwtRow {
     state: SlotState,
     tainted: bool,
@@ -45,11 +77,18 @@ struct JwtRow {
 }
 
 /// What a sealed key is tied to: moved to another trust domain or another certificate it does not open.
-fn context(trust_domain: &TrustDomain, certificate: &[u8]) -> Vec<u8> {
+/// So it is with the way to the root; which other roots our bundle shows may change.
+fn context(trust_domain: &TrustDomain, certificate: &[u8], above: Option<&Above>) -> Vec<u8> {
     let mut context = b"finial x509 authority\0".to_vec();
     context.extend_from_slice(trust_domain.as_str().as_bytes());
     context.push(0);
     context.extend_from_slice(certificate);
+    if let Some(above) = above {
+        for der in &above.chain {
+            context.extend_from_slice(der);
+        }
+        context.extend_from_slice(above.root_id.as_bytes());
+    }
     context
 }
 
@@ -77,9 +116,10 @@ pub(super) fn seal_x509(
     sealing: &SealingKey,
     trust_domain: &TrustDomain,
     certificate: &CertificateDer<'_>,
+    above: Option<&Above>,
     pkcs8: &Pkcs8,
 ) -> Result<Sealed, AuthorityError> {
-    sealing.seal(&context(trust_domain, certificate), pkcs8)
+    sealing.seal(&context(trust_domain, certificate, above), pkcs8)
 }
 
 /// Seals a new JWT authority's key.
@@ -115,7 +155,9 @@ pub(super) fn encode(book: &Book) -> Result<Vec<u8>, AuthorityError> {
         x509: x509.collect(),
         jwt: jwt.collect(),
     };
-    postcard::to_extend(&row, vec![FORMAT]).map_err(|error| broken(error.to_string()))
+    let above = book.x509.0.iter().map(|slot| slot.above.as_deref());
+    let above: Vec<Option<AboveRow>> = above.map(|above| above.map(AboveRow::of)).collect();
+    postcard::to_extend(&(row, above), vec![FORMAT]).map_err(|error| broken(error.to_string()))
 }
 
 pub(super) fn decode(
@@ -123,8 +165,8 @@ pub(super) fn decode(
     trust_domain: &TrustDomain,
     sealing: &SealingKey,
 ) -> Result<Book, AuthorityError> {
-    let row = match bytes.split_first() {
-        Some((&FORMAT, row)) => row,
+    let (format, row) = match bytes.split_first() {
+        Some((&format @ (FORMAT | FORMAT_WITHOUT_ABOVE), row)) => (format, row),
         Some((other, _)) => {
             return Err(broken(format!(
                 "it has format {other}, this program reads {FORMAT}"
@@ -134,13 +176,22 @@ pub(super) fn decode(
     };
     let (row, rest): (BookRow, _) =
         postcard::take_from_bytes(row).map_err(|error| broken(error.to_string()))?;
+    let (above, rest): (Vec<Option<AboveRow>>, _) = match format {
+        FORMAT => postcard::take_from_bytes(rest).map_err(|error| broken(error.to_string()))?,
+        _ => (row.x509.iter().map(|_| None).collect(), rest),
+    };
     if !rest.is_empty() {
         return Err(broken(format!("{} bytes are left over", rest.len())));
     }
-    let x509 = row.x509.into_iter();
+    if above.len() != row.x509.len() {
+        return Err(broken(
+            "authorities and what is above them differ in number".into(),
+        ));
+    }
+    let x509 = row.x509.into_iter().zip(above);
     let jwt = row.jwt.into_iter();
     Ok(Book {
-        x509: checked(x509.map(|row| x509_slot(row, trust_domain, sealing)))?,
+        x509: checked(x509.map(|(row, above)| x509_slot(row, above, trust_domain, sealing)))?,
         jwt: checked(jwt.map(|row| jwt_slot(row, trust_domain, sealing)))?,
     })
 }
@@ -191,17 +242,22 @@ fn key<S>(
 
 fn x509_slot(
     row: X509Row,
+    above: Option<AboveRow>,
     trust_domain: &TrustDomain,
     sealing: &SealingKey,
 ) -> Result<Slot<Signer>, AuthorityError> {
     let certificate = CertificateDer::from(row.certificate);
+    let above = above.map(AboveRow::read).transpose()?;
     let facts = facts(&certificate).map_err(broken)?;
     let key = key(
         row.state,
         row.sealed,
         &facts.authority_id,
-        |sealed| sealing.unseal(&context(trust_domain, &certificate), sealed),
-        |pkcs8| Signer::restore(&certificate, CaKey::from_pkcs8(pkcs8)?),
+        |sealed| {
+            let context = context(trust_domain, &certificate, above.as_deref());
+            sealing.unseal(&context, sealed)
+        },
+        |pkcs8| Signer::restore(&certificate, CaKey::from_pkcs8(pkcs8)?, above.as_deref()),
     )?;
     Ok(Slot {
         state: row.state,
@@ -209,6 +265,7 @@ fn x509_slot(
         times: facts.times,
         tainted: row.tainted,
         shown: certificate.to_vec(),
+        above,
         public_key: facts.public_key,
         key,
     })
@@ -255,6 +312,7 @@ fn jwt_slot(
         times,
         tainted: row.tainted,
         shown: row.public_key.clone(),
+        above: None,
         public_key: row.public_key,
         key,
     })
@@ -278,7 +336,10 @@ pub(super) fn unsealed_for_test(
 ) -> Vec<Pkcs8> {
     let x509 = book.x509.0.iter().map(|slot| {
         let sealed = &slot.key.as_ref().expect("a key").sealed;
-        sealing.unseal(&context(trust_domain, &slot.shown), sealed)
+        sealing.unseal(
+            &context(trust_domain, &slot.shown, slot.above.as_deref()),
+            sealed,
+        )
     });
     let jwt = book.jwt.0.iter().map(|slot| {
         let context = jwt_context(

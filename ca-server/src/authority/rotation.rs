@@ -15,12 +15,32 @@ use super::certificate::{NewAuthority, Signer, facts};
 use super::keys::{CaKey, SealingKey, generate, new_key_id};
 use super::slots::{Slot, SlotKey, SlotState, Slots, Step, Times};
 use super::token::TokenSigner;
+use super::upstream::{Intermediate, UpstreamAuthority};
 use crate::store::StoreError;
 
-use super::{Authority, AuthorityError, AuthoritySettings, BACKDATE, Book, journal};
+use super::{Authority, AuthorityError, AuthorityKind, AuthoritySettings, BACKDATE, Book, journal};
 
 /// How long to wait after a step that failed. What is active goes on signing meanwhile.
 const TRY_AGAIN: Duration = Duration::from_secs(2);
+
+/// How long at most, when it failed again and again.
+const TRY_AGAIN_AT_LAST: Duration = Duration::from_secs(60);
+
+/// The code of an authority that should have a successor and has none.
+const NO_SUCCESSOR: &str = "FNL1067";
+
+/// An authority that should have a successor and has none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Overdue {
+    /// What it signs.
+    pub kind: AuthorityKind,
+    /// Its id.
+    pub authority_id: String,
+    /// When it ends, and with it all that it signed.
+    pub ends: SystemTime,
+    /// Whether the successor should sign already.
+    pub urgent: bool,
+}
 
 /// How long to wait until those who lack a prepared authority are asked again.
 pub(super) const ASK_AGAIN: Duration = Duration::from_millis(500);
@@ -52,13 +72,20 @@ pub async fn run(
     stop: Stop,
 ) -> Result<(), AuthorityError> {
     let mut turned_by_hand = authority.status();
+    let mut pause = TRY_AGAIN;
     while !stop.is_cancelled() {
         turned_by_hand.mark_unchanged();
         let next = match authority.advance_with(&*followers, clock.now()).await {
-            Ok(next) => next,
+            Ok(next) => {
+                pause = TRY_AGAIN;
+                next
+            }
             Err(error) => {
                 tracing::error!(code = error.code(), error = %ErrorChain(&error), "the authority could not be rotated");
-                clock.now() + TRY_AGAIN
+                alarm(&authority, clock.now()).await;
+                let next = clock.now() + pause;
+                pause = (pause * 2).min(TRY_AGAIN_AT_LAST);
+                next
             }
         };
         // Our own steps are seen here too; the next look at them costs nothing.
@@ -73,6 +100,39 @@ pub async fn run(
         }
     }
     Ok(())
+}
+
+/// Says how much time is left: twice, in other words, the longer nothing is done.
+async fn alarm(authority: &Authority, now: SystemTime) {
+    for Overdue {
+        kind,
+        authority_id,
+        ends,
+        urgent,
+    } in authority.overdue(now).await
+    {
+        let left = ends.duration_since(now).unwrap_or_default();
+        match urgent {
+            true => {
+                tracing::error!(
+                    code = NO_SUCCESSOR,
+                    ?kind,
+                    authority = authority_id,
+                    ?left,
+                    "an authority ends soon and has no successor: SVIDs get shorter, then there will be none"
+                );
+            }
+            false => {
+                tracing::warn!(
+                    code = NO_SUCCESSOR,
+                    ?kind,
+                    authority = authority_id,
+                    ?left,
+                    "an authority has lived for half of its time and has no successor"
+                );
+            }
+        }
+    }
 }
 
 /// What is due for each kind.
@@ -118,18 +178,31 @@ pub(super) fn due(book: &Book, now: SystemTime) -> Steps {
     }
 }
 
-/// Takes one step of each kind in memory.
+/// What became of the steps of both kinds.
+pub(super) struct Taken {
+    /// Whether anything was changed.
+    pub(super) any: bool,
+    /// The first that could not be taken.
+    pub(super) all: Result<(), AuthorityError>,
+}
+
+/// Takes one step of each kind in memory. That one of them fails does not keep the other from being taken.
 pub(super) async fn take(
     book: &mut Book,
     steps: Steps,
     settings: &AuthoritySettings,
     sealing: &SealingKey,
     now: SystemTime,
-) -> Result<(), AuthorityError> {
+) -> Taken {
     let x509 = new_x509(settings, sealing, now);
-    take_one(&mut book.x509, steps.x509, now, x509).await?;
+    let x509 = take_one(&mut book.x509, steps.x509, now, x509).await;
     let jwt = new_jwt(settings, sealing, now);
-    take_one(&mut book.jwt, steps.jwt, now, jwt).await
+    let jwt = take_one(&mut book.jwt, steps.jwt, now, jwt).await;
+    let changed = |step, taken: &Result<(), _>| !matches!(step, Step::Wait(_)) && taken.is_ok();
+    Taken {
+        any: changed(steps.x509, &x509) || changed(steps.jwt, &jwt),
+        all: x509.and(jwt),
+    }
 }
 
 async fn take_one<S>(
@@ -160,7 +233,15 @@ pub(super) async fn catch_up(
         if steps.pause().is_some() {
             return Ok(());
         }
-        take(book, steps, settings, sealing, now).await?;
+        let taken = take(book, steps, settings, sealing, now).await;
+        if let Err(error) = taken.all {
+            // Who can sign starts, and goes on trying; who cannot does not.
+            if !(book.x509.signs_at(now) && book.jwt.signs_at(now)) {
+                return Err(error);
+            }
+            tracing::error!(code = error.code(), error = %ErrorChain(&error), "the next authority could not be made at start");
+            return Ok(());
+        }
     }
 }
 
@@ -172,19 +253,40 @@ pub(super) async fn new_x509(
 ) -> Result<Slot<Signer>, AuthorityError> {
     let failed = |reason| AuthorityError::Make { reason };
     let pkcs8 = generate(settings.key_types.x509).await?;
-    let key = CaKey::from_pkcs8(&pkcs8).map_err(failed)?;
-    let NewAuthority {
-        certificate,
-        signer,
-    } = Signer::self_signed(&settings.trust_domain, key, settings.lifetime, now)?;
+    let (trust_domain, lifetime) = (&settings.trust_domain, settings.lifetime);
+    let (certificate, signer, above) = match &settings.upstream {
+        None => {
+            let key = CaKey::from_pkcs8(&pkcs8).map_err(failed)?;
+            let NewAuthority {
+                certificate,
+                signer,
+            } = Signer::self_signed(trust_domain, key, lifetime, now)?;
+            (certificate, signer, None)
+        }
+        Some(UpstreamAuthority::Disk(files)) => {
+            let Intermediate {
+                certificate,
+                signer,
+                above,
+            } = files.sign(trust_domain, &pkcs8, lifetime, now).await?;
+            (certificate, signer, Some(Arc::new(above)))
+        }
+    };
     let facts = facts(&certificate).map_err(failed)?;
-    let sealed = journal::seal_x509(sealing, &settings.trust_domain, &certificate, &pkcs8)?;
+    let sealed = journal::seal_x509(
+        sealing,
+        trust_domain,
+        &certificate,
+        above.as_deref(),
+        &pkcs8,
+    )?;
     Ok(Slot {
         state: SlotState::Prepared,
         authority_id: facts.authority_id,
         times: facts.times,
         tainted: false,
         shown: certificate.to_vec(),
+        above,
         public_key: facts.public_key,
         key: Some(SlotKey {
             signer: Arc::new(signer),
@@ -223,6 +325,7 @@ pub(super) async fn new_jwt(
         times,
         tainted: false,
         shown: public_key.clone(),
+        above: None,
         public_key,
         key: Some(SlotKey {
             signer: Arc::new(signer),

@@ -5,9 +5,12 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use super::certificate::Signer;
 use super::certificate::whole_seconds;
 use super::keys::Sealed;
-use super::{AuthorityKind, BACKDATE, SlotStatus};
+use super::upstream::Above;
+use super::{AuthorityKind, BACKDATE, Overdue, SlotStatus};
+use crate::store::StoredRoot;
 
 /// However long an authority lives, the next one need not be prepared earlier than this before its end,
 const EARLIEST_PREPARATION: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -128,8 +131,10 @@ pub(super) struct Slot<S> {
     pub(super) times: Times,
     /// Whether all that it signed is to be replaced. Only an old one can be.
     pub(super) tainted: bool,
-    /// What the bundle shows of it: its certificate, or its public key.
+    /// Its certificate, or its public key. The bundle shows it, unless something is above it.
     pub(super) shown: Vec<u8>,
+    /// What is above it, if it does not sign itself.
+    pub(super) above: Option<Arc<Above>>,
     /// Its public key, as a SubjectPublicKeyInfo.
     pub(super) public_key: Vec<u8>,
     /// Its private key; gone once it is old, for it will never sign again.
@@ -150,6 +155,7 @@ impl<S> Clone for Slot<S> {
             times: self.times,
             tainted: self.tainted,
             shown: self.shown.clone(),
+            above: self.above.clone(),
             public_key: self.public_key.clone(),
             key: self.key.as_ref().map(|key| SlotKey {
                 signer: key.signer.clone(),
@@ -194,6 +200,12 @@ impl<S> Slots<S> {
     pub(super) fn turn_may_wait(&self, now: SystemTime) -> bool {
         let mut active = self.in_state(SlotState::Active);
         active.any(|slot| now < slot.times.latest_turn())
+    }
+
+    /// Whether one of them can sign.
+    pub(super) fn signs_at(&self, now: SystemTime) -> bool {
+        let mut active = self.in_state(SlotState::Active);
+        active.any(|slot| !slot.times.has_ended(now))
     }
 
     /// Adds an authority as the prepared one, in place of one that never signed anything.
@@ -241,18 +253,79 @@ impl<S> Slots<S> {
             .map(|key| key.signer.clone())
     }
 
+    /// Those of all slots and of what is above them.
     pub(super) fn public_keys(&self) -> impl Iterator<Item = Vec<u8>> {
-        self.0.iter().map(|slot| slot.public_key.clone())
+        let above = self.0.iter().filter_map(|slot| slot.above.as_ref());
+        let above = above.flat_map(|above| above.public_keys());
+        let own = self.0.iter().map(|slot| slot.public_key.clone());
+        own.chain(above)
+    }
+
+    /// The active one, if its successor should be there and is not.
+    pub(super) fn overdue(&self, kind: AuthorityKind, now: SystemTime) -> Option<Overdue> {
+        let mut prepared = self.in_state(SlotState::Prepared);
+        let slot = self.in_state(SlotState::Active).next()?;
+        let late =
+            slot.times.prepare_at() <= now && !prepared.any(|slot| now < slot.times.not_after);
+        late.then(|| Overdue {
+            kind,
+            authority_id: slot.authority_id.clone(),
+            ends: slot.times.not_after,
+            urgent: slot.times.activate_at() <= now,
+        })
     }
 
     pub(super) fn statuses(&self, kind: AuthorityKind) -> impl Iterator<Item = SlotStatus> {
         self.0.iter().map(move |slot| SlotStatus {
             kind,
             authority_id: slot.authority_id.clone(),
+            upstream_id: slot.above.as_ref().map(|above| above.root_id.clone()),
             state: slot.state,
             tainted: slot.tainted,
             not_before: slot.times.not_before,
             not_after: slot.times.not_after,
         })
+    }
+}
+
+impl Slots<Signer> {
+    /// The roots that our bundle shows, in the order in which they came. One is tainted if an authority below it is.
+    pub(super) fn roots(&self) -> Vec<StoredRoot> {
+        let mut roots: Vec<StoredRoot> = Vec::new();
+        let mut show =
+            |der: &[u8], tainted: bool| match roots.iter_mut().find(|root| root.der == der) {
+                Some(root) => root.tainted |= tainted,
+                None => roots.push(StoredRoot {
+                    der: der.to_vec(),
+                    tainted,
+                }),
+            };
+        for slot in &self.0 {
+            match &slot.above {
+                None => show(&slot.shown, slot.tainted),
+                Some(above) => {
+                    for root in &above.roots {
+                        let signed = root.subject_key_id() == above.root_id;
+                        show(root.der(), slot.tainted && signed);
+                    }
+                }
+            }
+        }
+        roots
+    }
+
+    /// Drops the old ones below a root, and the root itself wherever else it is shown.
+    pub(super) fn revoke_root(&mut self, root_id: &str) {
+        let root_of = |slot: &Slot<Signer>| match &slot.above {
+            Some(above) => above.root_id == root_id,
+            None => slot.authority_id == root_id,
+        };
+        self.0
+            .retain(|slot| slot.state != SlotState::Old || !root_of(slot));
+        for slot in &mut self.0 {
+            if let Some(above) = &mut slot.above {
+                *above = Arc::new(above.without(root_id));
+            }
+        }
     }
 }

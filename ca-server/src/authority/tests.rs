@@ -6,6 +6,7 @@ mod profile;
 mod rest;
 mod tokens;
 mod turns;
+mod upstream;
 
 use std::path::Path;
 use std::time::UNIX_EPOCH;

@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 
 use super::CommandError;
 use super::args::Socket;
-use super::show::{line, rfc3339, rows};
-use crate::api::client::{AuthorityTurn, ListedAuthorities, ListedAuthority};
+use super::show::{done, line, rfc3339, rows};
+use crate::api::client::{AuthorityTurn, ListedAuthorities, ListedAuthority, UpstreamTurn};
 use crate::authority::AuthorityKind;
 
 #[derive(Debug, Subcommand)]
@@ -26,6 +26,11 @@ pub(super) enum AuthorityVerb {
     Jwt {
         #[command(subcommand)]
         verb: KindVerb,
+    },
+    /// The roots above this server's authorities, where `upstreamAuthority` is configured
+    Upstream {
+        #[command(subcommand)]
+        verb: UpstreamVerb,
     },
 }
 
@@ -47,6 +52,25 @@ pub(super) enum KindVerb {
     Taint(Which),
     /// Take a tainted authority out of the bundle: nothing that it signed counts any more
     Revoke(Which),
+}
+
+/// Turns of a root above; SPIRE's `upstreamauthority`.
+#[derive(Debug, Subcommand)]
+pub(super) enum UpstreamVerb {
+    /// Have all that was signed below a root replaced; what signs now must be below another
+    Taint(WhichRoot),
+    /// Take a tainted root out of the bundle: nothing below it counts any more
+    Revoke(WhichRoot),
+}
+
+/// Which root.
+#[derive(Debug, Args)]
+pub(super) struct WhichRoot {
+    #[command(flatten)]
+    socket: Socket,
+    /// Its subject key id, as it is shown with the authorities below it
+    #[arg(long, alias = "subjectKeyID", value_name = "ID")]
+    subject_key_id: String,
 }
 
 /// Which authority.
@@ -71,7 +95,24 @@ pub(super) async fn run(verb: AuthorityVerb, output: Output) -> Result<Exit, Com
         }
         AuthorityVerb::X509 { verb } => of_kind(AuthorityKind::X509, verb, output).await,
         AuthorityVerb::Jwt { verb } => of_kind(AuthorityKind::Jwt, verb, output).await,
+        AuthorityVerb::Upstream { verb } => upstream(verb, output).await,
     }
+}
+
+pub(super) async fn upstream(verb: UpstreamVerb, output: Output) -> Result<Exit, CommandError> {
+    let (turn, past, which) = match verb {
+        UpstreamVerb::Taint(which) => (UpstreamTurn::Taint, "tainted", which),
+        UpstreamVerb::Revoke(which) => (UpstreamTurn::Revoke, "revoked", which),
+    };
+    let id = which.subject_key_id;
+    let client = which.socket.connect().await?;
+    client.turn_upstream_authority(turn, &id).await?;
+    Ok(cli::print(&done(
+        "upstream authority",
+        past,
+        &[&id],
+        output,
+    )))
 }
 
 async fn of_kind(

@@ -42,7 +42,7 @@ pub(super) fn as_peer_would(
         ("SPIFFE ID", verified.id != template.spiffe_id),
         ("serial number", verified.serial != signed.serial),
         ("public key", svid.spki() != spki),
-        ("authority", verified.authority != signed.authority_id),
+        ("authority", verified.authority != signed.root_id),
         ("start", verified.not_before != signed.not_before),
         ("end", verified.not_after != signed.not_after),
         (

@@ -1,5 +1,11 @@
 //! `ca-server authority`: the turns by hand, in our spelling and in SPIRE's.
 
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use mesh_identity::test_util::Made;
 use serde_json::{Value, json};
 
 use super::server::{Server, code, program};
@@ -80,4 +86,70 @@ fn spires_verbs_for_its_authorities_do_the_same() {
         2,
         "an id is asked for before anybody is"
     );
+}
+
+fn pem(label: &str, der: &[u8]) -> String {
+    let body = STANDARD.encode(der);
+    format!("-----BEGIN {label}-----\n{body}\n-----END {label}-----\n")
+}
+
+/// Puts an upstream authority into files.
+fn put(folder: &Path, root: &Made) {
+    std::fs::write(folder.join("up.pem"), pem("CERTIFICATE", &root.der)).unwrap();
+    let key = folder.join("up.key");
+    std::fs::write(&key, pem("PRIVATE KEY", &root.key_pkcs8())).unwrap();
+    std::fs::set_permissions(key, std::fs::Permissions::from_mode(0o600)).unwrap();
+}
+
+#[test]
+fn an_upstream_authority_is_shown_replaced_tainted_and_revoked() {
+    let (first, second) = (Made::root("dev.test"), Made::root("dev.test"));
+    let ids = [&first, &second].map(|root| root.authority().subject_key_id().to_owned());
+    let folder = tempfile::tempdir().unwrap();
+    put(folder.path(), &first);
+    let dir = folder.path().display().to_string();
+    let more = format!(
+        "upstreamAuthority: {{ disk: {{ certificate: {dir}/up.pem, key: {dir}/up.key }} }}\n"
+    );
+    let server = Server::start_with(folder, &more);
+    let shown = state(&server, "x509")["active"].clone();
+    assert_eq!(shown["upstreamAuthorityId"], ids[0]);
+    let text = server.text(&["authority", "x509", "show"]);
+    assert!(
+        text.contains(&format!("Upstream ID      : {}", ids[0])),
+        "{text}"
+    );
+    // The command verifies what it was given with the bundle of the server.
+    let minted = server.json(&[
+        "svid",
+        "mint",
+        "x509",
+        "--spiffe-id",
+        "spiffe://dev.test/web",
+    ]);
+    let chain = minted["x509Svid"].as_str().unwrap();
+    assert_eq!(chain.matches("BEGIN CERTIFICATE").count(), 2);
+
+    let taint = |id: &str| server.ask(&["authority", "upstream", "taint", "--subject-key-id", id]);
+    let why = String::from_utf8(taint(&ids[0]).stderr).unwrap();
+    assert!(
+        why.contains("FNL1038"),
+        "what it signs with is not tainted: {why}"
+    );
+    let local = ["authority", "x509", "taint", "--authority-id", &id(&shown)];
+    let (exit, why) = server.refused(&local);
+    assert!(exit == 1 && why.contains("FNL1068"), "{why}");
+
+    put(server.path(), &second);
+    let prepared = server.json(&["authority", "x509", "prepare"])["prepared"].clone();
+    assert_eq!(prepared["upstreamAuthorityId"], ids[1]);
+    let prepared = id(&prepared);
+    server.text(&["authority", "x509", "activate", "--authority-id", &prepared]);
+    assert_eq!(code(&taint(&ids[0])), 0);
+    let revoke = ["upstreamauthority", "revoke", "-subjectKeyID", &ids[0]];
+    assert_eq!(
+        server.text(&revoke),
+        format!("upstream authority revoked: {}\n", ids[0])
+    );
+    assert_eq!(server.text(&["bundle", "show"]).matches("BEGIN").count(), 1);
 }

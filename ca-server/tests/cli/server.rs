@@ -34,7 +34,14 @@ impl Server {
     }
 
     pub(crate) fn start_in(directory: tempfile::TempDir) -> Self {
+        Self::start_with(directory, "")
+    }
+
+    /// Starts it with more configuration than each has.
+    pub(crate) fn start_with(directory: tempfile::TempDir, more: &str) -> Self {
         let config = config(directory.path());
+        let text = std::fs::read_to_string(&config).unwrap() + more;
+        std::fs::write(&config, text).unwrap();
         let addresses = directory.path().join("addresses.json");
         std::fs::remove_file(&addresses).ok();
         let child = program()

@@ -43,6 +43,15 @@ pub enum AuthorityTurn {
     Revoke,
 }
 
+/// What is done to a root above authorities of the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UpstreamTurn {
+    /// All that was signed below it is to be replaced.
+    Taint,
+    /// A tainted one leaves the bundle.
+    Revoke,
+}
+
 impl AdminClient {
     fn authority_client(&self) -> LocalAuthorityClient<Channel> {
         LocalAuthorityClient::new(self.channel.clone())
@@ -133,6 +142,29 @@ impl AdminClient {
             }
         };
         the_one(turned)
+    }
+}
+
+impl AdminClient {
+    /// Taints or revokes a root above authorities of the server.
+    pub async fn turn_upstream_authority(
+        &self,
+        turn: UpstreamTurn,
+        subject_key_id: &str,
+    ) -> Result<(), ClientError> {
+        let subject_key_id = subject_key_id.to_owned();
+        let mut client = self.authority_client();
+        match turn {
+            UpstreamTurn::Taint => {
+                let ask = wire::TaintX509UpstreamAuthorityRequest { subject_key_id };
+                client.taint_x509_upstream_authority(ask).await.map(drop)?;
+            }
+            UpstreamTurn::Revoke => {
+                let ask = wire::RevokeX509UpstreamAuthorityRequest { subject_key_id };
+                client.revoke_x509_upstream_authority(ask).await.map(drop)?;
+            }
+        }
+        Ok(())
     }
 }
 

@@ -76,14 +76,26 @@ impl Service {
             .map(|slot| shown(&slot))
             .map_err(|error| call.refuse(error))
     }
+
+    async fn turn_upstream(&self, call: &Call, turn: Turn, id: &str) -> Result<(), Status> {
+        call.about(Object::new("upstream-authority").name(untrusted(id)));
+        let authority = &self.parts.authority;
+        if !authority.has_upstream() {
+            return Err(no_upstream(call));
+        }
+        let turned = match turn {
+            Turn::Revoke => authority.revoke_upstream(id).await,
+            Turn::Activate | Turn::Taint => authority.taint_upstream(id).await,
+        };
+        turned.map_err(|error| call.refuse(error))
+    }
 }
 
 fn shown(slot: &SlotStatus) -> wire::AuthorityState {
     wire::AuthorityState {
         authority_id: slot.authority_id.clone(),
         expires_at: seconds(slot.not_after),
-        // Each signs itself.
-        upstream_authority_subject_key_id: String::new(),
+        upstream_authority_subject_key_id: slot.upstream_id.clone().unwrap_or_default(),
     }
 }
 
@@ -241,14 +253,24 @@ impl wire::local_authority_server::LocalAuthority for Service {
         &self,
         request: Request<wire::TaintX509UpstreamAuthorityRequest>,
     ) -> Result<Response<wire::TaintX509UpstreamAuthorityResponse>, Status> {
-        Err(no_upstream(&Call::of(&request)?))
+        let call = Call::of(&request)?;
+        let id = request.into_inner().subject_key_id;
+        self.turn_upstream(&call, Turn::Taint, &id).await?;
+        Ok(Response::new(wire::TaintX509UpstreamAuthorityResponse {
+            upstream_authority_subject_key_id: id,
+        }))
     }
 
     async fn revoke_x509_upstream_authority(
         &self,
         request: Request<wire::RevokeX509UpstreamAuthorityRequest>,
     ) -> Result<Response<wire::RevokeX509UpstreamAuthorityResponse>, Status> {
-        Err(no_upstream(&Call::of(&request)?))
+        let call = Call::of(&request)?;
+        let id = request.into_inner().subject_key_id;
+        self.turn_upstream(&call, Turn::Revoke, &id).await?;
+        Ok(Response::new(wire::RevokeX509UpstreamAuthorityResponse {
+            upstream_authority_subject_key_id: id,
+        }))
     }
 
     async fn get_wit_authority_state(
