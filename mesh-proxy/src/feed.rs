@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use mesh_identity::JwtAuthority;
 use mesh_policy::{CompiledPolicy, Door, PolicyErrors, PolicySet, Protocol, Workload};
 use mesh_runtime::clock::Clock;
 use mesh_runtime::errors::{Coded, ErrorChain};
@@ -18,6 +19,7 @@ use mesh_runtime::tasks::Stop;
 use crate::metrics::ProxyMetrics;
 use crate::policy::Policies;
 use crate::record::Recorder;
+use crate::token::Issuers;
 
 /// How often the file is looked at. A change is in force after two looks at most.
 const LOOK: Duration = Duration::from_millis(100);
@@ -67,12 +69,7 @@ pub fn read(path: &Path) -> Result<(PolicySet, String), FeedError> {
         path: path.to_owned(),
         cause,
     };
-    let mut text = String::new();
-    std::fs::File::open(path)
-        .map_err(unreadable)?
-        .take(LARGEST)
-        .read_to_string(&mut text)
-        .map_err(unreadable)?;
+    let text = read_text(path).map_err(unreadable)?;
     match PolicySet::from_yaml(&text) {
         Ok(set) => Ok((set, text)),
         Err(cause) => Err(FeedError::Refused {
@@ -81,6 +78,14 @@ pub fn read(path: &Path) -> Result<(PolicySet, String), FeedError> {
             cause,
         }),
     }
+}
+
+fn read_text(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    std::fs::File::open(path)?
+        .take(LARGEST)
+        .read_to_string(&mut text)?;
+    Ok(text)
 }
 
 /// What a file looks like from outside.
@@ -117,15 +122,17 @@ impl Feed {
     /// Watches the file until stopped.
     pub(crate) async fn run(self, ready: Part, stop: Stop) -> Result<(), Infallible> {
         let mut ready = Some(ready);
-        // What was last read, good or bad; what was last seen.
-        let (mut read, mut seen): (Option<Option<Look>>, Option<Look>) =
-            (None, Look::at(&self.path));
+        // What was last read, good or bad; what was last seen: the policy file, then the files of keys that it names.
+        let mut read: Option<Vec<Option<Look>>> = None;
+        let mut seen = self.look();
         loop {
-            let now = Look::at(&self.path);
+            let now = self.look();
             // Quiet since the last look, and not what was read: a writer that is not done is left alone.
-            if now == seen && read != Some(now) {
-                read = Some(now);
-                if self.take() {
+            if now == seen && read.as_ref() != Some(&now) {
+                let taken = self.take();
+                // The files that count are those of the policy that is in force now.
+                read = Some(self.look());
+                if taken {
                     if let Some(part) = ready.take() {
                         part.done();
                     }
@@ -138,6 +145,15 @@ impl Feed {
                 return Ok(());
             }
         }
+    }
+
+    fn look(&self) -> Vec<Option<Look>> {
+        let in_force = self.policies.current();
+        let keys = in_force.policy.key_files().map(Path::new);
+        std::iter::once(self.path.as_path())
+            .chain(keys)
+            .map(Look::at)
+            .collect()
     }
 
     /// Reads and puts in force; whether that was possible.
@@ -170,6 +186,26 @@ impl Feed {
         }
     }
 
+    /// The keys in a file. Without them every token of their issuer is refused.
+    fn keys(&self, path: &str, content: &mut String) -> Vec<JwtAuthority> {
+        let read = read_text(Path::new(path))
+            .map_err(|error| error.to_string())
+            .and_then(|text| {
+                content.push_str(&text);
+                mesh_identity::read_jwks(text.as_bytes()).map_err(|error| error.to_string())
+            });
+        read.unwrap_or_else(|error| {
+            tracing::error!(
+                code = "FNL3052",
+                path,
+                error,
+                "no keys: every token of their issuer is refused"
+            );
+            content.push_str(&error);
+            Vec::new()
+        })
+    }
+
     fn publish(&self, set: &PolicySet, text: &str) {
         let policy = CompiledPolicy::new(
             set,
@@ -178,7 +214,10 @@ impl Feed {
                 workload: self.workload.as_ref(),
             },
         );
-        let revision = revision_of(text);
+        // The keys belong to the content: new ones are a new revision.
+        let mut content = text.to_owned();
+        let issuers = Issuers::new(&policy, |path| self.keys(path, &mut content));
+        let revision = revision_of(&content);
         let before = Arc::clone(&self.policies.current().revision);
         if before == revision {
             tracing::debug!(%revision, "the policy file was written again with the same content");
@@ -190,7 +229,9 @@ impl Feed {
         let rules = policy.len();
         self.metrics
             .policy_applied(self.clock.now(), policy.unenforceable().len());
-        let generation = self.policies.publish(policy, Arc::clone(&revision));
+        let generation = self
+            .policies
+            .publish(policy, issuers, Arc::clone(&revision));
         self.recorder.policy_applied(&self.path, &before, &revision);
         tracing::info!(generation, %revision, policies = set.policies().len(), rules, "policy in force");
     }

@@ -9,7 +9,7 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use hyper_util::rt::TokioIo;
-use mesh_policy::Reason;
+use mesh_policy::{Posture, Reason};
 use mesh_runtime::accept::Permit as Slot;
 use mesh_runtime::clock::Clock;
 use mesh_runtime::drain::{DrainWatch, Held};
@@ -18,6 +18,7 @@ use mesh_tls::{
     Authorizer, ClientPolicy, HandshakeError, IdentityCell, Peer, ServerConfig, ServerStream,
     Session,
 };
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
@@ -32,7 +33,7 @@ use crate::http::{self, Signal, Versions};
 use crate::l4;
 use crate::metrics::{ProxyMetrics, TcpLabels};
 use crate::policy::Policies;
-use crate::record::{Judged, Recorder};
+use crate::record::{ANONYMOUS, Judged, Recorder};
 
 /// The part of its life by which a connection retires here before it ends: less than on the side that sends (`pool.rs`).
 const RETIRE_EARLY: f64 = 0.1;
@@ -80,10 +81,25 @@ impl InboundDoor {
         let Ok(address) = stream.peer_addr() else {
             return;
         };
+        if self.posture().admits_plaintext(self.clock.now()) {
+            match self.begins_with_tls(&stream).await {
+                Some(true) => {}
+                Some(false) => {
+                    let arrived = self.stranger(address);
+                    self.carry(stream, arrived, None, held).await;
+                    return drop(slot);
+                }
+                None => return,
+            }
+        }
         let trust = Trust::watch(&self.cell);
         let Some((stream, peer)) = self.handshake(stream, address).await else {
             return;
         };
+        if self.posture().post_quantum && !is_post_quantum(&peer.session) {
+            self.refused_transport(&peer, address);
+            return;
+        }
         let own = self.cell.current();
         let life = Life::new(
             self.clock.now(),
@@ -92,11 +108,19 @@ impl InboundDoor {
             RETIRE_EARLY,
         );
         self.proofs.note(&peer.id, peer.not_after, self.clock.now());
-        match self.protocol {
-            Protocol::Http => self.http(stream, peer, address, (life, trust), held).await,
-            Protocol::Tcp => self.tcp(stream, peer, address, (life, trust), held).await,
-        }
+        let arrived = self.arrived(&stream, peer, address);
+        self.carry(stream, arrived, Some((life, trust)), held).await;
         drop(slot);
+    }
+
+    async fn carry<S>(&self, stream: S, arrived: Arrived, known: Known, held: Held)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        match self.protocol {
+            Protocol::Http => self.http(stream, arrived, known, held).await,
+            Protocol::Tcp => self.tcp(stream, arrived, known, held).await,
+        }
     }
 
     async fn handshake(
@@ -152,36 +176,34 @@ impl InboundDoor {
         });
     }
 
-    async fn http(
-        &self,
-        stream: ServerStream<TcpStream>,
-        peer: Peer,
-        address: SocketAddr,
-        (life, trust): (Life, Trust),
-        held: Held,
-    ) {
+    async fn http<S>(&self, stream: S, arrived: Arrived, known: Known, held: Held)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (peer, address) = (arrived.peer.as_ref(), arrived.address);
         let own = self.cell.current();
         let side = Arc::new(Side::new(
             "inbound",
             "inbound".into(),
-            peer.id.as_str().into(),
+            Arc::clone(&arrived.source),
             own.id().as_str().into(),
             address,
-            Some(tls_facts(&peer)),
+            peer.map(tls_facts),
             self.recorder.clone(),
             self.metrics.clone(),
             self.clock.clone(),
         ));
         let judge = Arc::new(Judge {
             policies: self.policies.clone(),
-            caller: Arc::new(self.caller(&stream, &peer, address)),
-            client_cert: http::headers::client_cert(own.id(), &peer),
+            caller: Arc::clone(&arrived.caller),
+            client_cert: peer.map(|peer| http::headers::client_cert(own.id(), peer)),
         });
-        let versions = match peer.session.alpn.as_deref() {
-            Some(b"h2") => Versions::Http2,
-            _ => Versions::Http1,
+        let versions = match peer.map(|peer| peer.session.alpn.as_deref()) {
+            Some(Some(b"h2")) => Versions::Http2,
+            Some(_) => Versions::Http1,
+            None => Versions::Either,
         };
-        let signals = self.signals((life, trust), &peer, held);
+        let signals = self.signals(known, peer, held);
         let pool = Arc::clone(&self.pool);
         let shared = Arc::clone(&side);
         let cut = http::serve(
@@ -200,19 +222,21 @@ impl InboundDoor {
         }
     }
 
-    async fn tcp(
-        &self,
-        stream: ServerStream<TcpStream>,
-        peer: Peer,
-        address: SocketAddr,
-        (life, trust): (Life, Trust),
-        held: Held,
-    ) {
+    async fn tcp<S>(&self, stream: S, arrived: Arrived, known: Known, held: Held)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let Arrived {
+            peer,
+            address,
+            caller,
+            source,
+        } = arrived;
         let began = (self.clock.now(), self.clock.monotonic());
         // Subscribed before it is decided: a change in between is seen, not missed.
         let mut changes = self.policies.subscribe();
         changes.borrow_and_update();
-        let (source, port): (Arc<str>, u16) = (peer.id.as_str().into(), self.application.port());
+        let port = self.application.port();
         let id = self.recorder.next_id(began.0);
         let asked = format!("tcp {port}");
         let own: Arc<str> = self.cell.current().id().as_str().into();
@@ -220,14 +244,13 @@ impl InboundDoor {
             door: self,
             source: &source,
             own: &own,
-            peer: &peer,
+            peer: peer.as_ref(),
             address,
             id,
             began,
             decided: None,
             denied: false,
         };
-        let caller = self.caller(&stream, &peer, address);
         let permit = match decide::connection(&self.policies, &caller) {
             Ok(permit) => permit,
             Err(denied) => {
@@ -275,8 +298,8 @@ impl InboundDoor {
         };
         let end = async {
             tokio::select! {
-                () = self.clock.sleep_until(life.end) => Cut::Expired,
-                () = trust.withdrawn(&peer, &self.clock) => Cut::Trust,
+                cut = self.certificates_end(known, peer.as_ref()) => cut,
+                () = self.transport_ends(peer.as_ref()) => Cut::Policy,
                 () = denied_later(&self.policies, &mut changes, &caller) => Cut::Policy,
                 () = held.forced() => Cut::Drain,
             }
@@ -297,17 +320,79 @@ impl InboundDoor {
         );
     }
 
-    /// What this connection says about everything that is asked on it.
-    fn caller(&self, stream: &ServerStream<TcpStream>, peer: &Peer, address: SocketAddr) -> Caller {
+    /// A connection whose caller has proven who he is.
+    fn arrived(
+        &self,
+        stream: &ServerStream<TcpStream>,
+        peer: Peer,
+        address: SocketAddr,
+    ) -> Arrived {
         // The caller's word: compared, never shown as anything else.
         let sni = stream.get_ref().1.server_name();
+        Arrived {
+            caller: Arc::new(Caller {
+                peer: Some(peer.id.clone()),
+                sni: sni.map(|name| name.to_ascii_lowercase().into()),
+                ..self.nobody(address)
+            }),
+            source: peer.id.as_str().into(),
+            peer: Some(peer),
+            address,
+        }
+    }
+
+    /// A connection without TLS, at a door that lets those in for a time.
+    fn stranger(&self, address: SocketAddr) -> Arrived {
+        Arrived {
+            peer: None,
+            address,
+            caller: Arc::new(self.nobody(address)),
+            source: ANONYMOUS.into(),
+        }
+    }
+
+    fn nobody(&self, address: SocketAddr) -> Caller {
         Caller {
-            peer: Some(peer.id.clone()),
+            peer: None,
             address: address.ip().to_canonical(),
             application: self.application,
-            sni: sni.map(|name| name.to_ascii_lowercase().into()),
+            sni: None,
             trusted_proxies: self.trusted_proxies,
         }
+    }
+
+    /// What the policy in force demands of the transport.
+    fn posture(&self) -> Posture {
+        self.policies
+            .current()
+            .policy
+            .posture(self.application.port())
+    }
+
+    /// Whether the first byte is that of a TLS handshake. `None`: nothing came in time.
+    async fn begins_with_tls(&self, stream: &TcpStream) -> Option<bool> {
+        const HANDSHAKE: u8 = 22;
+        let mut first = [0];
+        match timeout(self.limits.handshake.get(), stream.peek(&mut first)).await {
+            Ok(Ok(1)) => Some(first[0] == HANDSHAKE),
+            _ => None,
+        }
+    }
+
+    fn refused_transport(&self, peer: &Peer, address: SocketAddr) {
+        const CODE: &str = "FNL3006";
+        self.metrics.handshake("server", CODE, Some(&peer.session));
+        let group = peer.session.key_exchange;
+        tracing::warn!(code = CODE, peer = %address, id = %peer.id, group, "refused: no post-quantum key exchange");
+        self.recorder.line(|line| {
+            line.time("time", self.clock.now());
+            line.text("direction", "inbound");
+            line.text("event", "handshake");
+            line.text("error", CODE);
+            line.text("source", peer.id.as_str());
+            line.plain("peer", &address);
+            line.text("tls_group", group);
+        });
     }
 
     /// Opens the way to the application. Without a permit there is none.
@@ -328,39 +413,81 @@ impl InboundDoor {
         Ok(stream)
     }
 
+    /// Ends when the certificates of a TCP connection, or the trust in them, do. Without certificates it never does.
+    async fn certificates_end(&self, known: Known, peer: Option<&Peer>) -> Cut {
+        let (Some((life, trust)), Some(peer)) = (known, peer) else {
+            return std::future::pending().await;
+        };
+        tokio::select! {
+            () = self.clock.sleep_until(life.end) => Cut::Expired,
+            () = trust.withdrawn(peer, &self.clock) => Cut::Trust,
+        }
+    }
+
+    async fn transport_ends(&self, peer: Option<&Peer>) {
+        transport_ends(
+            self.policies.clone(),
+            self.application.port(),
+            peer.map(|peer| is_post_quantum(&peer.session)),
+            self.clock.clone(),
+        )
+        .await;
+    }
+
     /// What an HTTP connection is told during its life.
     fn signals(
         &self,
-        (life, trust): (Life, Trust),
-        peer: &Peer,
+        known: Known,
+        peer: Option<&Peer>,
         held: Held,
     ) -> FuturesUnordered<BoxFuture<'static, Signal>> {
-        let (cell, peer, clock, proofs) = (
-            self.cell.clone(),
-            peer.clone(),
-            self.clock.clone(),
-            self.proofs.clone(),
-        );
         let held = Arc::new(held);
-        let retire = {
-            let (clock, held) = (clock.clone(), Arc::clone(&held));
-            async move {
-                tokio::select! {
-                    () = clock.sleep_until(life.retire) => {}
-                    () = held.draining() => {}
+        let signals = FuturesUnordered::new();
+        let transport = transport_ends(
+            self.policies.clone(),
+            self.application.port(),
+            peer.map(|peer| is_post_quantum(&peer.session)),
+            self.clock.clone(),
+        );
+        let retire_at = known.as_ref().map(|(life, _)| life.retire);
+        let (clock, draining) = (self.clock.clone(), Arc::clone(&held));
+        let retire = async move {
+            let old = async {
+                match retire_at {
+                    Some(at) => clock.sleep_until(at).await,
+                    None => std::future::pending().await,
                 }
-                Signal::Retire
+            };
+            tokio::select! {
+                () = old => {}
+                () = draining.draining() => {}
+            }
+            Signal::Retire
+        };
+        signals.push(retire.boxed());
+        let ends = async move {
+            tokio::select! {
+                () = transport => Signal::Cut(Cut::Policy),
+                () = held.forced() => Signal::Cut(Cut::Drain),
             }
         };
-        let cut = async move {
-            let cut = tokio::select! {
-                () = connections::expired(life, &peer.id, &proofs, &cell, &clock) => Cut::Expired,
-                () = trust.withdrawn(&peer, &clock) => Cut::Trust,
-                () = held.forced() => Cut::Drain,
+        signals.push(ends.boxed());
+        if let (Some((life, trust)), Some(peer)) = (known, peer) {
+            let (cell, peer, clock, proofs) = (
+                self.cell.clone(),
+                peer.clone(),
+                self.clock.clone(),
+                self.proofs.clone(),
+            );
+            let cut = async move {
+                Signal::Cut(tokio::select! {
+                    () = connections::expired(life, &peer.id, &proofs, &cell, &clock) => Cut::Expired,
+                    () = trust.withdrawn(&peer, &clock) => Cut::Trust,
+                })
             };
-            Signal::Cut(cut)
-        };
-        [retire.boxed(), cut.boxed()].into_iter().collect()
+            signals.push(cut.boxed());
+        }
+        signals
     }
 
     fn cut(&self, cut: Cut, source: &Arc<str>, address: SocketAddr) {
@@ -387,12 +514,57 @@ fn tls_facts(peer: &Peer) -> TlsFacts {
     }
 }
 
+/// Whether a key exchange withstands a quantum computer.
+fn is_post_quantum(session: &Session) -> bool {
+    session.key_exchange.contains("MLKEM")
+}
+
+/// Ends when the policy in force no longer lets in what was negotiated: `None` is no TLS, otherwise whether the key exchange is
+/// a post-quantum one.
+async fn transport_ends(policies: Policies, port: u16, tls: Option<bool>, clock: Clock) {
+    let mut changes = policies.subscribe();
+    loop {
+        changes.borrow_and_update();
+        let posture = policies.current().policy.posture(port);
+        let admitted = match tls {
+            Some(post_quantum) => post_quantum || !posture.post_quantum,
+            None => posture.admits_plaintext(clock.now()),
+        };
+        if !admitted {
+            return;
+        }
+        let ends = async {
+            match (tls, posture.plaintext_until) {
+                (None, Some(until)) => clock.sleep_until(until).await,
+                _ => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            changed = changes.changed() => if changed.is_err() {
+                return std::future::pending().await; // the program ends
+            },
+            () = ends => {}
+        }
+    }
+}
+
+/// A connection that came in, and what is known about who made it.
+struct Arrived {
+    peer: Option<Peer>,
+    address: SocketAddr,
+    caller: Arc<Caller>,
+    source: Arc<str>,
+}
+
+/// How long certificates and the trust in them hold; a connection without TLS has none.
+type Known = Option<(Life, Trust)>;
+
 /// The record of one TCP connection.
 struct TcpRecord<'a> {
     door: &'a InboundDoor,
     source: &'a Arc<str>,
     own: &'a Arc<str>,
-    peer: &'a Peer,
+    peer: Option<&'a Peer>,
     address: SocketAddr,
     id: decide::DecisionId,
     began: (std::time::SystemTime, tokio::time::Instant),
@@ -455,9 +627,11 @@ impl TcpRecord<'_> {
                 "duration_us",
                 u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
             );
-            line.text("tls_cipher", self.peer.session.cipher);
-            line.text("tls_group", self.peer.session.key_exchange);
-            line.text("peer_serial", &self.peer.serial);
+            if let Some(peer) = self.peer {
+                line.text("tls_cipher", peer.session.cipher);
+                line.text("tls_group", peer.session.key_exchange);
+                line.text("peer_serial", &peer.serial);
+            }
         });
     }
 }

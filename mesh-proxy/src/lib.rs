@@ -21,3 +21,4 @@ mod metrics;
 mod outbound;
 mod policy;
 mod record;
+mod token;

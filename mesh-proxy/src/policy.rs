@@ -9,6 +9,8 @@ use arc_swap::{ArcSwap, Guard};
 use mesh_policy::CompiledPolicy;
 use tokio::sync::watch;
 
+use crate::token::Issuers;
+
 /// One policy set for the inbound door, and its number.
 #[derive(Debug)]
 pub(crate) struct Snapshot {
@@ -17,6 +19,8 @@ pub(crate) struct Snapshot {
     /// Names the content of the file: the same text, the same revision.
     pub(crate) revision: Arc<str>,
     pub(crate) policy: CompiledPolicy,
+    /// Whose tokens it believes, with their keys.
+    pub(crate) issuers: Issuers,
 }
 
 /// The policy in force. Clones are handles.
@@ -39,6 +43,7 @@ impl Policies {
             generation: 0,
             revision: "none".into(),
             policy: CompiledPolicy::not_ready(),
+            issuers: Issuers::default(),
         };
         let inner = Inner {
             current: ArcSwap::from_pointee(none),
@@ -61,7 +66,12 @@ impl Policies {
     }
 
     /// Puts a set in force. Only the feed does this.
-    pub(crate) fn publish(&self, policy: CompiledPolicy, revision: Arc<str>) -> u64 {
+    pub(crate) fn publish(
+        &self,
+        policy: CompiledPolicy,
+        issuers: Issuers,
+        revision: Arc<str>,
+    ) -> u64 {
         let mut generation = 0;
         self.inner.changes.send_modify(|seen| {
             *seen += 1;
@@ -70,6 +80,7 @@ impl Policies {
                 generation,
                 revision,
                 policy,
+                issuers,
             }));
             // After the snapshot: whoever sees the new number finds the new snapshot.
             self.inner.generation.store(generation, Ordering::Release);

@@ -29,6 +29,9 @@ const LONGEST_TEXT: usize = 512;
 /// Pairs of caller and policy whose first request of the minute is remembered.
 const MOST_PAIRS: usize = 4096;
 
+/// How a caller without identity is named; no SPIFFE ID is.
+pub(crate) const ANONYMOUS: &str = "unknown";
+
 /// Writes records. Clones are handles.
 #[derive(Clone, Debug)]
 pub(crate) struct Recorder {
@@ -203,7 +206,7 @@ impl Recorder {
         });
         self.send(Event {
             action: Action("authz.audit"),
-            actor: Actor::workload(judged.source.to_string()).authn("mtls"),
+            actor: workload(judged.source),
             origin: Some(Origin::tcp(judged.peer)),
             object: Object::new("request")
                 .id(judged.id.to_string())
@@ -230,7 +233,7 @@ impl Recorder {
         decision.effect = Some("deny".to_owned());
         self.send(Event {
             action: Action("authz.deny"),
-            actor: Actor::workload(judged.source.to_string()).authn("mtls"),
+            actor: workload(judged.source),
             origin: Some(Origin::tcp(judged.peer)),
             object: Object::new("request")
                 .id(judged.id.to_string())
@@ -284,7 +287,7 @@ impl Recorder {
             .then(|| format!("first of this minute; {before} in the minute it was last seen"));
         self.send(Event {
             action: Action("authz.allow"),
-            actor: Actor::workload(judged.source.to_string()).authn("mtls"),
+            actor: workload(judged.source),
             origin: Some(Origin::tcp(judged.peer)),
             object: Object::new("request")
                 .id(judged.id.to_string())
@@ -299,7 +302,7 @@ impl Recorder {
     pub(crate) fn cut(&self, source: &Arc<str>, peer: SocketAddr, code: &'static str, why: &str) {
         self.send(Event {
             action: Action("connection.cut"),
-            actor: Actor::workload(source.to_string()).authn("mtls"),
+            actor: workload(source),
             origin: Some(Origin::tcp(peer)),
             object: Object::new("connection"),
             decision: Some(Decision::deny(why)),
@@ -366,6 +369,12 @@ impl Recorder {
             self.inner.metrics.record_lost("audit");
         }
     }
+}
+
+/// Who asked, as an audit record says it.
+fn workload(source: &str) -> Actor {
+    let authn = if source == ANONYMOUS { "none" } else { "mtls" };
+    Actor::workload(source.to_owned()).authn(authn)
 }
 
 fn describe(decided: &Decided, mut decision: Decision) -> Decision {

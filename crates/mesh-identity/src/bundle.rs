@@ -330,6 +330,17 @@ pub struct BundleSet {
     bundles: BTreeMap<TrustDomain, Arc<Bundle>>,
 }
 
+/// Reads a JSON Web Key Set of an issuer that is no trust domain: the keys that can verify its tokens.
+///
+/// # Errors
+/// When it is too large, no JSON, or holds a damaged key or two keys of one key ID.
+pub fn read_jwks(json: &[u8]) -> Result<Vec<JwtAuthority>, BundleError> {
+    if json.len() > MAX_BUNDLE_BYTES {
+        return Err(BundleError::TooLarge(json.len()));
+    }
+    json::read_jwks(json)
+}
+
 impl BundleSet {
     /// No bundle at all: nothing can be verified.
     pub fn new() -> Self {

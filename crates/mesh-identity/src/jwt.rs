@@ -12,11 +12,13 @@ use crate::{BundleSet, SpiffeId, SpiffeIdError, TrustDomain};
 mod algorithm;
 mod authority;
 mod issue;
+mod issuer;
 mod strict;
 
 pub use algorithm::JwtAlgorithm;
 pub use authority::{JwtAuthority, JwtAuthorityError, MAX_KEY_ID_BYTES};
 pub use issue::{Claims, IssueError, SigningInput};
+pub use issuer::{Expected, IssuedToken, issuer_of, verify_issued};
 
 /// Largest token that is read, in bytes; what servers accept as one header field ends there.
 pub const MAX_JWT_BYTES: usize = 16 * 1024;
@@ -240,6 +242,15 @@ pub enum JwtError {
     /// `aud` is missing, empty or no text.
     #[error("the token has no audience (aud), or one that is not text")]
     NoAudience,
+    /// `iss` is missing, or another than the one that was expected.
+    #[error("the token's issuer (iss) is not the one that is expected")]
+    Issuer,
+    /// `sub` is missing or empty.
+    #[error("the token names no subject (sub)")]
+    NoSubject,
+    /// The issuer's key set holds no such key.
+    #[error("the token names a key that its issuer does not have")]
+    UnknownKey,
     /// A date is missing or no date.
     #[error("the token's {0} is missing or not a date")]
     Date(&'static str),
@@ -272,12 +283,15 @@ impl JwtError {
         match self {
             Self::TooLarge(_) | Self::NotCompact | Self::Json => "FNL0340",
             Self::Algorithm | Self::HeaderParameter(_) | Self::Type | Self::NoKeyId => "FNL0341",
-            Self::Subject(_) | Self::SubjectWithoutPath | Self::NoAudience | Self::Date(_) => {
-                "FNL0342"
-            }
+            Self::Subject(_)
+            | Self::SubjectWithoutPath
+            | Self::NoAudience
+            | Self::Date(_)
+            | Self::Issuer
+            | Self::NoSubject => "FNL0342",
             Self::Expired | Self::NotYetValid => "FNL0343",
             Self::Audience => "FNL0344",
-            Self::NoBundle(_) | Self::UnknownAuthority(_) => "FNL0345",
+            Self::NoBundle(_) | Self::UnknownAuthority(_) | Self::UnknownKey => "FNL0345",
             Self::KeyKind | Self::Signature => "FNL0346",
         }
     }

@@ -23,7 +23,7 @@ mod x509;
 pub mod test_util;
 
 pub use bundle::{
-    Bundle, BundleError, BundleSet, MAX_AUTHORITIES, MAX_BUNDLE_BYTES, X509Authority,
+    Bundle, BundleError, BundleSet, MAX_AUTHORITIES, MAX_BUNDLE_BYTES, X509Authority, read_jwks,
 };
 pub use dns_name::{DnsName, DnsNameError};
 pub use entry::{Entry, EntryError, EntryId, EntryIdError, MAX_HINT_BYTES};

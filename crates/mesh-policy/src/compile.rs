@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use mesh_identity::SpiffeId;
 
+use crate::authentication::{JwtRule, KeySource, Level, Posture, Postures, Transport};
 use crate::model::{Action, Attachment, Check, Mode, Rule, Target, Test, ValidPolicy};
 use crate::pattern::Principal;
 use crate::validate::PolicySet;
@@ -67,6 +68,8 @@ struct Inner {
     shadow: Rules,
     audit: RuleList,
     needs_headers: bool,
+    postures: Postures,
+    jwt_rules: Vec<JwtRule>,
     unenforceable: Vec<Unenforceable>,
 }
 
@@ -236,25 +239,26 @@ enum Attached {
     Unknown,
 }
 
-fn attached(policy: &ValidPolicy, workload: Option<&Workload>) -> Attached {
+fn attached(
+    namespace: Option<&String>,
+    attachment: &Attachment,
+    workload: Option<&Workload>,
+) -> Attached {
     let Some(workload) = workload else {
-        return match policy.attachment {
+        return match attachment {
             Attachment::Everyone => Attached::Yes,
             Attachment::Labels(_) | Attachment::Targets(_) => Attached::Unknown,
         };
     };
-    let here = policy.namespace.as_ref().is_none_or(|own| {
+    let here = namespace.is_none_or(|own| {
         *own == workload.namespace || Some(own) == workload.root_namespace.as_ref()
     });
-    let selected = match &policy.attachment {
+    let selected = match attachment {
         Attachment::Everyone => true,
         Attachment::Labels(labels) => labels.iter().all(|label| workload.labels.contains(label)),
         Attachment::Targets(targets) => targets.iter().any(|target| match target {
             Target::Service(name) => {
-                policy
-                    .namespace
-                    .as_ref()
-                    .is_none_or(|own| *own == workload.namespace)
+                namespace.is_none_or(|own| *own == workload.namespace)
                     && workload.services.contains(name)
             }
             Target::Elsewhere => false,
@@ -276,7 +280,7 @@ impl CompiledPolicy {
             ..Inner::default()
         };
         for policy in set.policies() {
-            let attached = attached(policy, door.workload);
+            let attached = attached(policy.namespace.as_ref(), &policy.attachment, door.workload);
             if attached == Attached::No {
                 continue;
             }
@@ -304,9 +308,34 @@ impl CompiledPolicy {
                 }
             }
         }
+        inner.transports(set, door.workload);
+        inner.tokens(set, door.workload);
         Self {
             inner: Arc::new(inner),
         }
+    }
+
+    /// What the door demands of connections to this port of the workload.
+    #[must_use]
+    pub fn posture(&self, port: u16) -> Posture {
+        self.inner.postures.at(port)
+    }
+
+    /// The issuers whose tokens are believed.
+    #[must_use]
+    pub fn jwt_rules(&self) -> &[JwtRule] {
+        &self.inner.jwt_rules
+    }
+
+    /// The files from which keys are to be read.
+    pub fn key_files(&self) -> impl Iterator<Item = &str> {
+        self.inner
+            .jwt_rules
+            .iter()
+            .filter_map(|rule| match &rule.keys {
+                KeySource::File(path) => Some(path.as_str()),
+                KeySource::Inline(_) => None,
+            })
     }
 
     /// Before there is a policy: denies everything, and says that it is not ready.
@@ -361,6 +390,54 @@ impl CompiledPolicy {
 }
 
 impl Inner {
+    fn transports(&mut self, set: &PolicySet, workload: Option<&Workload>) {
+        for peer in set.peers() {
+            let level = match (&peer.attachment, workload) {
+                (Attachment::Labels(_) | Attachment::Targets(_), _) => Level::Workload,
+                (Attachment::Everyone, Some(workload))
+                    if peer.namespace.is_some()
+                        && peer.namespace == workload.root_namespace
+                        && peer.namespace.as_ref() != Some(&workload.namespace) =>
+                {
+                    Level::Mesh
+                }
+                (Attachment::Everyone, _) => Level::Namespace,
+            };
+            match attached(peer.namespace.as_ref(), &peer.attachment, workload) {
+                Attached::Yes => self.postures.add(level, peer),
+                Attached::No => {}
+                Attached::Unknown => {
+                    // What may be meant for another workload closes this door and never opens it.
+                    let mut strict = peer.clone();
+                    strict.mode = strict.mode.filter(|mode| *mode == Transport::Strict);
+                    strict.ports.retain(|_, mode| *mode == Transport::Strict);
+                    strict.post_quantum = strict.post_quantum.filter(|wanted| *wanted);
+                    self.postures.add(level, &strict);
+                    self.not_known(&peer.name, "mtls");
+                }
+            }
+        }
+    }
+
+    fn tokens(&mut self, set: &PolicySet, workload: Option<&Workload>) {
+        for request in set.requests() {
+            match attached(request.namespace.as_ref(), &request.attachment, workload) {
+                Attached::Yes => self.jwt_rules.extend(request.rules.iter().cloned()),
+                Attached::No => {}
+                Attached::Unknown => self.not_known(&request.name, "jwtRules"),
+            }
+        }
+    }
+
+    fn not_known(&mut self, policy: &str, rule: &str) {
+        self.unenforceable.push(Unenforceable {
+            policy: policy.to_owned(),
+            rule: rule.to_owned(),
+            action: Action::Allow,
+            cause: Cause::UnknownWorkload,
+        });
+    }
+
     fn add(&mut self, rule: CompiledRule) {
         let checks = rule.from.iter().chain(&rule.to).flatten().chain(&rule.when);
         self.needs_headers |= checks

@@ -23,7 +23,7 @@ pub(crate) struct Node {
 #[derive(Debug)]
 pub(crate) enum Value {
     Null,
-    Bool,
+    Bool(bool),
     Integer(i128),
     Float,
     Text(String),
@@ -43,7 +43,7 @@ impl Value {
     pub(crate) fn kind(&self) -> &'static str {
         match self {
             Self::Null => "nothing",
-            Self::Bool => "a boolean",
+            Self::Bool(_) => "a boolean",
             Self::Integer(_) => "a number",
             Self::Float => "a fraction",
             Self::Text(_) => "text",
@@ -89,7 +89,7 @@ pub(crate) fn read(text: &str) -> Result<Vec<Node>, Problem> {
 #[derive(Debug)]
 enum Raw {
     Null,
-    Bool,
+    Bool(bool),
     Integer(i128),
     Float,
     Text(String),
@@ -101,7 +101,7 @@ impl From<Spanned<Raw>> for Node {
     fn from(raw: Spanned<Raw>) -> Self {
         let value = match raw.value {
             Raw::Null => Value::Null,
-            Raw::Bool => Value::Bool,
+            Raw::Bool(truth) => Value::Bool(truth),
             Raw::Integer(n) => Value::Integer(n),
             Raw::Float => Value::Float,
             Raw::Text(text) => Value::Text(text),
@@ -155,8 +155,8 @@ impl<'de> Visitor<'de> for RawVisitor {
         Raw::deserialize(deserializer)
     }
 
-    fn visit_bool<E>(self, _: bool) -> Result<Raw, E> {
-        Ok(Raw::Bool)
+    fn visit_bool<E>(self, truth: bool) -> Result<Raw, E> {
+        Ok(Raw::Bool(truth))
     }
 
     fn visit_i64<E>(self, value: i64) -> Result<Raw, E> {

@@ -7,6 +7,7 @@
 //! * `document` reads YAML into a tree in which every node knows its line and column;
 //! * [`validate`] turns that tree into a [`PolicySet`] or into *all* of its problems at once ([`problem`]);
 //! * [`model`] is what a policy is after that: conditions of one shape;
+//! * [`authentication`] is what a door demands before that: the transport, and whose tokens it believes;
 //! * [`compile`] makes the [`CompiledPolicy`] of one door of one workload;
 //! * [`facts`] is what is known of a connection or a request: a path is canonical or refused;
 //! * [`decide`] is the pure function from facts to a [`Verdict`];
@@ -15,6 +16,7 @@
 //! The names are Istio's. Where the meaning differs it is stricter, and the differences are listed in
 //! `docs/decisions/0503-authorization-policy-in-full.md`.
 
+pub mod authentication;
 pub mod compile;
 pub mod decide;
 mod document;
@@ -26,6 +28,7 @@ pub mod problem;
 mod reader;
 pub mod validate;
 
+pub use authentication::{JwtRule, KeySource, Posture};
 pub use compile::{Cause, CompiledPolicy, Door, Protocol, Unenforceable, Workload};
 pub use decide::{Effect, Hit, Reason, Shadow, Verdict, decide};
 pub use explain::{Explanation, Failed, Tried, explain};

@@ -23,6 +23,12 @@ pub(crate) enum PatternError {
     Cidr,
     #[error("not a condition that is known: {0}")]
     Key(&'static str),
+    #[error("not a moment: write 2026-12-31 or 2026-12-31T00:00:00Z")]
+    Moment,
+    #[error("keys are read from a file on this machine: file:///absolute/path")]
+    KeyUri,
+    #[error("not the name of a header")]
+    Header,
     #[error("a control character")]
     Control,
     #[error("only one wildcard is possible, at the beginning or at the end")]

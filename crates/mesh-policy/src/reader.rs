@@ -218,6 +218,18 @@ impl Reader {
         None
     }
 
+    pub(crate) fn boolean(&mut self, node: &Node) -> Option<bool> {
+        if let Value::Bool(truth) = node.value {
+            return Some(truth);
+        }
+        self.problem(
+            ProblemKind::WrongType,
+            node.place,
+            format!("true or false is wanted here, not {}", node.value.kind()),
+        );
+        None
+    }
+
     pub(crate) fn missing<T>(&mut self, place: Place, field: &str) -> Option<T> {
         self.problem(
             ProblemKind::MissingField,

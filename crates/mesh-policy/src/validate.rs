@@ -5,6 +5,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
+use crate::authentication::{PeerAuthentication, RequestAuthentication};
 use crate::document::{self, Node, Value};
 use crate::model::{Action, Attachment, Check, Mode, Rule, Target, Test, ValidPolicy};
 use crate::pattern::{
@@ -23,6 +24,32 @@ const ISTIO: [&str; 2] = ["security.istio.io/v1", "security.istio.io/v1beta1"];
 #[derive(Debug, Clone, Default)]
 pub struct PolicySet {
     policies: Vec<ValidPolicy>,
+    peers: Vec<PeerAuthentication>,
+    requests: Vec<RequestAuthentication>,
+}
+
+/// One document of a file.
+enum Document {
+    Policy(ValidPolicy),
+    Peer(PeerAuthentication),
+    Request(RequestAuthentication),
+}
+
+impl Document {
+    fn name(&self) -> (&'static str, &str) {
+        match self {
+            Self::Policy(policy) => ("AuthorizationPolicy", &policy.name),
+            Self::Peer(peer) => ("PeerAuthentication", &peer.name),
+            Self::Request(request) => ("RequestAuthentication", &request.name),
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Policy,
+    Peer,
+    Request,
 }
 
 impl PolicySet {
@@ -37,22 +64,21 @@ impl PolicySet {
             Vec::new()
         });
         let mut set = Self::default();
-        let mut seen: BTreeMap<String, Place> = BTreeMap::new();
+        let mut seen: BTreeMap<(&'static str, String), Place> = BTreeMap::new();
         for node in &documents {
-            let Some(policy) = reader.policy(node) else {
+            let Some(document) = reader.document(node) else {
                 continue;
             };
-            if let Some(first) = seen.insert(policy.name.clone(), node.place) {
-                reader.problem(
-                    ProblemKind::DuplicateName,
-                    node.place,
-                    format!(
-                        "the policy `{}` is already on line {}",
-                        policy.name, first.line
-                    ),
-                );
+            let (kind, name) = document.name();
+            if let Some(first) = seen.insert((kind, name.to_owned()), node.place) {
+                let told = format!("the {kind} `{name}` is already on line {}", first.line);
+                reader.problem(ProblemKind::DuplicateName, node.place, told);
             }
-            set.policies.push(policy);
+            match document {
+                Document::Policy(policy) => set.policies.push(policy),
+                Document::Peer(peer) => set.peers.push(peer),
+                Document::Request(request) => set.requests.push(request),
+            }
         }
         if reader.problems.is_empty() {
             return Ok(set);
@@ -67,6 +93,14 @@ impl PolicySet {
     pub fn policies(&self) -> &[ValidPolicy] {
         &self.policies
     }
+
+    pub(crate) fn peers(&self) -> &[PeerAuthentication] {
+        &self.peers
+    }
+
+    pub(crate) fn requests(&self) -> &[RequestAuthentication] {
+        &self.requests
+    }
 }
 
 /// What `metadata` says that matters.
@@ -77,47 +111,77 @@ pub(crate) struct Metadata {
 }
 
 impl Reader {
-    fn policy(&mut self, node: &Node) -> Option<ValidPolicy> {
+    fn document(&mut self, node: &Node) -> Option<Document> {
         let fields = self.fields(node, &["apiVersion", "kind", "metadata", "spec", "status"])?;
         let versions = [API_VERSION, ISTIO[0], ISTIO[1]];
-        self.constant(&fields, node.place, "apiVersion", &versions);
-        self.constant(&fields, node.place, "kind", &["AuthorizationPolicy"]);
+        self.version(&fields, node.place, &versions);
+        let kind = match fields.get("kind") {
+            Some((_, kind)) => self.below("kind", |r| r.kind(kind)),
+            None => self.missing(node.place, "kind"),
+        };
         let metadata = match fields.get("metadata") {
             Some((_, metadata)) => self.below("metadata", |r| r.metadata(metadata)),
             None => self.missing(node.place, "metadata"),
         };
         let namespace = metadata.as_ref().and_then(|m| m.namespace.as_deref());
-        let spec = match fields.get("spec") {
-            Some((_, spec)) => self.below("spec", |r| r.spec(spec, namespace)),
-            None => self.missing(node.place, "spec"),
+        // Of a document whose kind nobody knows the rest cannot be judged; it is refused for its kind alone.
+        let spec = match (fields.get("spec"), kind) {
+            (Some((_, spec)), Some(kind)) => self.below("spec", |r| match kind {
+                Kind::Policy => r.spec(spec, namespace).map(Document::Policy),
+                Kind::Peer => r.peer_authentication(spec, namespace).map(Document::Peer),
+                Kind::Request => r
+                    .request_authentication(spec, namespace)
+                    .map(Document::Request),
+            }),
+            (Some(_), None) => None,
+            (None, _) => self.missing(node.place, "spec"),
         };
-        let (metadata, mut policy) = (metadata?, spec?);
-        policy.name = match &metadata.namespace {
+        let (metadata, mut document) = (metadata?, spec?);
+        let name = match &metadata.namespace {
             Some(namespace) => format!("{namespace}/{}", metadata.name),
             None => metadata.name,
         };
-        policy.namespace = metadata.namespace;
-        if metadata.dry_run {
-            policy.mode = Mode::Shadow;
+        match &mut document {
+            Document::Policy(policy) => {
+                (policy.name, policy.namespace) = (name, metadata.namespace);
+                if metadata.dry_run {
+                    policy.mode = Mode::Shadow;
+                }
+            }
+            Document::Peer(peer) => (peer.name, peer.namespace) = (name, metadata.namespace),
+            Document::Request(request) => {
+                (request.name, request.namespace) = (name, metadata.namespace);
+            }
         }
-        Some(policy)
+        Some(document)
     }
 
-    fn constant(&mut self, fields: &Fields<'_>, place: Place, name: &'static str, wanted: &[&str]) {
-        let Some((_, node)) = fields.get(name) else {
-            self.missing::<()>(place, name);
+    fn kind(&mut self, node: &Node) -> Option<Kind> {
+        let kind = match self.text(node)? {
+            "AuthorizationPolicy" => Kind::Policy,
+            "PeerAuthentication" => Kind::Peer,
+            "RequestAuthentication" => Kind::Request,
+            _ => {
+                self.problem(
+                    ProblemKind::WrongKind,
+                    node.place,
+                    "AuthorizationPolicy, PeerAuthentication and RequestAuthentication are read here".to_owned(),
+                );
+                return None;
+            }
+        };
+        Some(kind)
+    }
+
+    fn version(&mut self, fields: &Fields<'_>, place: Place, known: &[&str]) {
+        let Some((_, node)) = fields.get("apiVersion") else {
+            self.missing::<()>(place, "apiVersion");
             return;
         };
-        self.below(name, |r| {
-            if r.text(node).is_some_and(|text| !wanted.contains(&text)) {
-                let also = match wanted {
-                    [only] => format!("`{only}` is the only value that is read here"),
-                    [first, rest @ ..] => {
-                        format!("`{first}` is read here, and Istio's {}", rest.join(" and "))
-                    }
-                    [] => String::new(),
-                };
-                r.problem(ProblemKind::WrongKind, node.place, also);
+        self.below("apiVersion", |r| {
+            if r.text(node).is_some_and(|text| !known.contains(&text)) {
+                let told = format!("one of {} is read here", known.join(", "));
+                r.problem(ProblemKind::WrongKind, node.place, told);
             }
         });
     }
@@ -639,9 +703,9 @@ fn in_brackets(text: &str) -> Option<Vec<&str>> {
 }
 
 /// The name of a header (RFC 9110 5.1).
-fn is_token(name: &str) -> bool {
+pub(crate) fn is_token(name: &str) -> bool {
     let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
-    name.bytes().all(token)
+    !name.is_empty() && name.bytes().all(token)
 }
 
 #[cfg(test)]

@@ -155,7 +155,11 @@ impl Side {
             request_protocol: protocol,
             response_code: status,
             response_flags: flag,
-            connection_security_policy: "mutual_tls",
+            connection_security_policy: if self.direction == "inbound" && self.tls.is_none() {
+                "none"
+            } else {
+                "mutual_tls"
+            },
         });
         if all.len() < 32 {
             all.push(Counted {
@@ -462,6 +466,10 @@ pub(crate) struct PolicyWatch {
     /// The snapshot that last allowed it.
     pub(crate) generation: u64,
     change: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    /// When the token by which it was allowed ends.
+    until: Option<(SystemTime, Clock)>,
+    /// Ends then.
+    ended: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
 }
 
 impl fmt::Debug for PolicyWatch {
@@ -478,6 +486,7 @@ impl PolicyWatch {
         facts: RequestFacts,
         caller: Arc<Caller>,
         permit: &Permit,
+        until: Option<(SystemTime, Clock)>,
     ) -> Self {
         Self {
             policies,
@@ -485,11 +494,22 @@ impl PolicyWatch {
             caller,
             generation: permit.decided().generation,
             change: None,
+            ended: until.clone().map(
+                |(until, clock)| -> Pin<Box<dyn Future<Output = ()> + Send>> {
+                    Box::pin(async move { clock.sleep_until(until).await })
+                },
+            ),
+            until,
         }
     }
 
-    /// Whether the policy in force denies it. One atomic read while nothing has changed.
+    /// Whether the policy in force denies it, or its token has ended. One atomic read while nothing has changed and no token was shown.
     pub(crate) fn denies_now(&mut self) -> bool {
+        if let Some((until, clock)) = &self.until
+            && clock.now() >= *until
+        {
+            return true;
+        }
         if self.policies.generation() == self.generation {
             return false;
         }
@@ -509,6 +529,12 @@ impl PolicyWatch {
 
     /// Ready when it is denied.
     pub(crate) fn poll_denied(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Some(ended) = &mut self.ended
+            && ended.as_mut().poll(cx).is_ready()
+        {
+            self.ended = None;
+            return Poll::Ready(());
+        }
         loop {
             let change = self.change.get_or_insert_with(|| {
                 let mut changes = self.policies.subscribe();

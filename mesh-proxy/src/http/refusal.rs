@@ -5,7 +5,7 @@
 use std::borrow::Cow;
 
 use bytes::Bytes;
-use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE};
+use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Version};
 
 use super::body::ProxyBody;
@@ -23,6 +23,8 @@ pub(crate) enum Why {
     Denied,
     /// There is no policy yet.
     NoPolicy,
+    /// It shows a token that is not good.
+    Token,
     /// The path is not canonical.
     Path,
     /// The path is too long.
@@ -50,6 +52,7 @@ impl Why {
         match self {
             Self::Denied => "FNL3001",
             Self::NoPolicy => "FNL3002",
+            Self::Token => "FNL3005",
             Self::Path => "FNL3010",
             Self::PathTooLong => "FNL3011",
             Self::Host => "FNL3012",
@@ -66,6 +69,7 @@ impl Why {
     fn status(self) -> StatusCode {
         match self {
             Self::Denied | Self::NoPolicy => StatusCode::FORBIDDEN,
+            Self::Token => StatusCode::UNAUTHORIZED,
             Self::Path | Self::Host | Self::Ambiguous => StatusCode::BAD_REQUEST,
             Self::PathTooLong => StatusCode::URI_TOO_LONG,
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
@@ -79,6 +83,7 @@ impl Why {
     fn grpc(self) -> &'static str {
         match self {
             Self::Denied | Self::NoPolicy => "7",
+            Self::Token => "16",
             Self::Path | Self::PathTooLong | Self::Host | Self::Ambiguous | Self::Method => "3",
             Self::Upgrade => "12",
             Self::Connect | Self::WrongServer | Self::RefusedByPeer | Self::Broken => "14",
@@ -88,7 +93,7 @@ impl Why {
     /// Istio's response flag.
     pub(crate) fn flag(self) -> &'static str {
         match self {
-            Self::Denied | Self::NoPolicy => "DENY",
+            Self::Denied | Self::NoPolicy | Self::Token => "DENY",
             Self::Path
             | Self::PathTooLong
             | Self::Host
@@ -169,6 +174,11 @@ impl Refusal {
             .headers_mut()
             .insert(ERROR_HEADER, HeaderValue::from_static(code));
         response.headers_mut().insert(DECISION_HEADER, id_value);
+        if self.why == Why::Token {
+            // RFC 6750 3: what was wrong with it is for the log.
+            let value = HeaderValue::from_static("Bearer error=\"invalid_token\"");
+            response.headers_mut().insert(WWW_AUTHENTICATE, value);
+        }
         if self.why.closes() && version <= Version::HTTP_11 {
             response
                 .headers_mut()

@@ -26,7 +26,8 @@ use crate::policy::Policies;
 pub(crate) struct Judge {
     pub(crate) policies: Policies,
     pub(crate) caller: Arc<Caller>,
-    pub(crate) client_cert: HeaderValue,
+    /// What is said about the caller; nothing of one without identity.
+    pub(crate) client_cert: Option<HeaderValue>,
 }
 
 /// A request that comes in from another workload.
@@ -46,13 +47,25 @@ pub(crate) async fn inbound(
     // Before it is decided: what the application will not see must not speak for or against the caller.
     headers::strip_hop_by_hop(&mut parts.headers);
     headers::strip_claims(&mut parts.headers);
+    let shown = judge
+        .policies
+        .current()
+        .issuers
+        .read(&mut parts.headers, side.clock.now());
+    let shown = match shown {
+        Ok(shown) => shown,
+        Err(bad) => {
+            let refusal = Refusal::new(Why::Token, "the token is not good").logged(bad.0);
+            return refuse(exchange, refusal, &parts);
+        }
+    };
     let mut asked = RequestFacts {
         method: parts.method.clone(),
         path: facts.path,
         host: Arc::clone(&facts.host.name),
         host_port: facts.host.port,
         headers: None,
-        token: None,
+        token: shown.as_ref().map(|shown| Arc::clone(&shown.token)),
     };
     let decided = decide::request(&judge.policies, &judge.caller, &asked, Some(&parts.headers));
     let permit = match decided {
@@ -77,12 +90,15 @@ pub(crate) async fn inbound(
     if permit.decided().by_headers || exchange.is_grpc() {
         asked.headers = Some(Arc::new(parts.headers.clone()));
     }
-    parts.headers.insert(XFCC, judge.client_cert.clone());
+    if let Some(client_cert) = &judge.client_cert {
+        parts.headers.insert(XFCC, client_cert.clone());
+    }
     let mut watch = PolicyWatch::new(
         judge.policies.clone(),
         asked,
         Arc::clone(&judge.caller),
         &permit,
+        shown.map(|shown| (shown.until, side.clock.clone())),
     );
     let head = Head::of(&parts);
     let sending = forward(application, &mut exchange, parts, body, &facts.host);

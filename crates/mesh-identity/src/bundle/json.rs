@@ -138,6 +138,28 @@ fn jwt_authority(jwk: &Jwk) -> Result<Option<JwtAuthority>, JwtAuthorityError> {
     JwtAuthority::of_key(kid, key.ok_or(JwtAuthorityError::Key)?).map(Some)
 }
 
+/// The keys of an ordinary JSON Web Key Set (RFC 7517 5) that can verify tokens. Keys for encryption, keys without a
+/// key ID and keys of a kind that signs no token are not for us; a damaged key refuses the set.
+pub(super) fn read_jwks(json: &[u8]) -> Result<Vec<JwtAuthority>, BundleError> {
+    let Object(document): Object<Document> = serde_json::from_slice(json).map_err(json_error)?;
+    let mut keys: Vec<JwtAuthority> = Vec::new();
+    for (position, Object(jwk)) in document.keys.iter().enumerate() {
+        let signs = matches!(jwk.usage.as_str(), Some("sig" | JWT_USE)) || jwk.usage.is_null();
+        if !signs || jwk.kid.is_null() {
+            continue;
+        }
+        let failed = |source| BundleError::JwtKey { position, source };
+        let Some(key) = jwt_authority(jwk).map_err(failed)? else {
+            continue;
+        };
+        if keys.iter().any(|known| known.key_id() == key.key_id()) {
+            return Err(failed(JwtAuthorityError::KeyId));
+        }
+        keys.push(key);
+    }
+    Ok(keys)
+}
+
 /// Whether what the JWK says about the key, as far as it says anything, is what the certificate says (RFC 7517 4.7).
 fn agrees(jwk: &Jwk, key: &Key) -> bool {
     let is = key.parameters();

@@ -88,7 +88,7 @@ fn all_problems_are_told_at_once_with_their_places() {
             "{prefix} is not in {found:#?}"
         )
     };
-    starts("line 1, column 13: apiVersion: `mesh.finial.dev/v1alpha1` is read here");
+    starts("line 1, column 13: apiVersion: one of mesh.finial.dev/v1alpha1");
     starts("line 3, column 19: metadata.name: a name has");
     starts("line 5, column 3: spec: unknown field `acton`; did you mean `action`? [FNL0502]");
     starts(
