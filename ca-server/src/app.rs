@@ -34,6 +34,7 @@ use crate::config::{CaServerConfig, FederationConfig};
 use crate::federation::{self, Federation, Https};
 use crate::fleet::Fleet;
 use crate::issuance::{Issuer, Lives};
+use crate::kubernetes::Clusters;
 use crate::metrics::Metrics;
 use crate::registry::{EntryBook, Registry};
 use crate::store::{SledSettings, StoreError, Stores};
@@ -202,7 +203,8 @@ pub async fn build(config: &CaServerConfig, given: Given) -> anyhow::Result<App>
 
     let authority =
         Authority::open(config.authority(), stores.journal.clone(), clock.now()).await?;
-    let registry = Registry::open(stores.changes.clone()).await?;
+    let clusters = Clusters::open(&config.attestation.node, &config.trust_domain).await?;
+    let registry = Registry::with(stores.changes.clone(), clusters.clone()).await?;
     let store_ready = store_ready.done();
     let lives = Lives {
         x509_svid: config.lifetimes.x509_svid.get(),
@@ -281,6 +283,7 @@ pub async fn build(config: &CaServerConfig, given: Given) -> anyhow::Result<App>
     };
     let doors = Doors::bind(config, parts, &identity, &readiness, &liveness, doors_ready).await?;
     let background = Background {
+        clusters,
         federation,
         authority,
         registry,

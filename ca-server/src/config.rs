@@ -15,6 +15,7 @@ use crate::authority::{
     AuthoritySettings, KeyType, KeyTypes, MOST_AUDIENCES, SHORTEST_LIFE, TokenSettings,
     UpstreamAuthority,
 };
+use crate::kubernetes::WorkloadsConfig;
 
 /// Everything that a ca-server can be told.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -215,6 +216,8 @@ pub struct K8sPsatConfig {
     pub daemon_set: Option<String>,
     /// The longest wait for one answer of the API server.
     pub timeout: HumanDuration,
+    /// The cluster's pods get identities by rule. Absent: only by stored entries.
+    pub workloads: Option<WorkloadsConfig>,
 }
 
 /// The `audit` section.
@@ -349,6 +352,7 @@ impl Default for K8sPsatConfig {
             pod_labels: Vec::new(),
             daemon_set: None,
             timeout: HumanDuration::from_secs(5),
+            workloads: None,
         }
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use mesh_identity::{Entry, EntryId, SpiffeId, TrustDomain};
 
-use crate::registry::{AgentView, Registry};
+use crate::registry::{AgentView, Registry, Standing};
 use crate::store::{StoreError, StoredBundle};
 
 /// Where an agent says it stands.
@@ -58,6 +58,8 @@ pub struct Follower {
 struct Told {
     /// The revision up to which the agent's view is known to be this.
     up_to: u64,
+    /// Where it stands towards what is not stored.
+    standing: Standing,
     entries: BTreeMap<EntryId, u64>,
     bundles: BTreeMap<TrustDomain, u64>,
 }
@@ -68,6 +70,7 @@ impl Told {
         let bundles = view.bundles.values();
         Self {
             up_to: view.revision,
+            standing: view.standing,
             entries: entries.map(|e| (e.id.clone(), e.revision)).collect(),
             bundles: bundles
                 .map(|b| (b.trust_domain.clone(), b.revision))
@@ -86,35 +89,37 @@ impl Follower {
         }
     }
 
-    /// The first step: a change from where the agent stands if that can be told exactly, else a snapshot.
-    pub async fn first(&mut self, resume: Option<Position>) -> Result<Step, StoreError> {
+    /// The first step: a change from where the agent stands if that can be told exactly, else a snapshot. None as long as what
+    /// belongs into a snapshot is not known: the agent keeps what it holds.
+    pub async fn first(&mut self, resume: Option<Position>) -> Result<Option<Step>, StoreError> {
         self.registry.refresh().await?;
         let view = self.registry.view(&self.agent);
         let resume = resume.filter(|position| position.epoch == self.registry.epoch());
         let change = match resume {
-            Some(position) if position.revision <= view.revision => {
+            // No log tells what was derived when the agent was here last.
+            Some(position)
+                if position.revision <= view.revision
+                    && !matches!(view.standing, Standing::At(_)) =>
+            {
                 self.registry
                     .changed_since(&view, position.revision)
                     .await?
             }
             _ => None,
         };
+        if change.is_none() && view.standing == Standing::Waiting {
+            return Ok(None);
+        }
         self.told = Some(Told::of(&view));
         let Some(change) = change else {
-            return Ok(Step {
-                revision: view.revision,
-                snapshot: true,
-                entries: view.entries.into_values().collect(),
-                bundles: view.bundles.into_values().collect(),
-                ..Step::default()
-            });
+            return Ok(Some(snapshot(view)));
         };
         let (stay, gone): (Vec<_>, Vec<_>) = change
             .entries
             .into_iter()
             .partition(|entry| view.entries.contains_key(&entry.id));
         let changed_bundles = change.own_bundle.into_iter().chain(change.foreign_bundles);
-        Ok(Step {
+        Ok(Some(Step {
             revision: view.revision,
             snapshot: false,
             entries: stay
@@ -133,15 +138,19 @@ impl Follower {
                 .filter_map(|bundle| view.bundles.get(&bundle.trust_domain).cloned())
                 .collect(),
             removed_bundles: change.removed_trust_domains,
-        })
+        }))
     }
 
     /// The next step after [`Follower::first`]; none if nothing changed for this agent.
     pub async fn next(&mut self) -> Result<Option<Step>, StoreError> {
         self.registry.refresh().await?;
         let mut told = self.told.take().unwrap_or_default();
+        let derived = self
+            .registry
+            .derived_may_have_changed(&self.agent, told.standing);
         let view = match self.registry.view_after(&self.agent, told.up_to) {
             Ok(view) => view,
+            Err(_) if derived => self.registry.view(&self.agent),
             Err(revision) => {
                 told.up_to = revision;
                 self.told = Some(told);
@@ -149,6 +158,11 @@ impl Follower {
             }
         };
         let new = Told::of(&view);
+        if told.standing == Standing::Waiting && view.standing != Standing::Waiting {
+            // The agent may hold derived entries of an earlier stream; now it is known which of them there still are.
+            self.told = Some(new);
+            return Ok(Some(snapshot(view)));
+        }
         let step = Step {
             revision: view.revision,
             snapshot: false,
@@ -167,6 +181,17 @@ impl Follower {
         };
         self.told = Some(new);
         Ok((!step.is_empty()).then_some(step))
+    }
+}
+
+/// Everything that an agent may serve.
+fn snapshot(view: AgentView) -> Step {
+    Step {
+        revision: view.revision,
+        snapshot: true,
+        entries: view.entries.into_values().collect(),
+        bundles: view.bundles.into_values().collect(),
+        ..Step::default()
     }
 }
 

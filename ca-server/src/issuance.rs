@@ -311,7 +311,8 @@ impl IssueError {
     /// Who has to act.
     pub fn blame(&self) -> Blame {
         match self {
-            Self::NotAuthorized(_) => Blame::Caller,
+            Self::NotAuthorized(NotAuthorized::NotYours { .. }) => Blame::Caller,
+            Self::NotAuthorized(NotAuthorized::NotYet { .. }) => Blame::Dependency,
             Self::Csr(error) => error.blame(),
             Self::Sign(error) => error.blame(),
             Self::NotWhatWeMeant(_) | Self::Bundle(_) => Blame::Us,

@@ -18,6 +18,7 @@ pub mod feed;
 pub mod public;
 
 // surroundings
+pub mod kubernetes;
 pub mod store;
 
 // remembering

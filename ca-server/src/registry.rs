@@ -2,6 +2,7 @@
 //! Trusts the store's view, and brings itself up to the newest revision before each answer.
 //! Never answers from a state older than one that was acknowledged to anybody.
 
+mod derived;
 mod entries;
 mod index;
 mod query;
@@ -15,9 +16,11 @@ use mesh_identity::{DnsName, Entry, EntryId, SpiffeId, TrustDomain};
 use mesh_runtime::errors::Coded;
 use tokio::sync::watch;
 
+use self::derived::NoFacts;
 use self::index::Index;
 use crate::store::{ChangeSet, Changes, Node, StoreError, StoredBundle};
 
+pub use self::derived::{Derivation, Derived, Standing};
 pub use self::entries::{CreateError, CreateRefused, EntryBook, UpdateRefused};
 pub use self::query::{
     AgentFilter, EntryFilter, Match, Page, PageError, Paged, ROOM, agents_page, cut, entries_page,
@@ -27,6 +30,7 @@ pub use self::query::{
 pub struct Registry {
     changes: Arc<dyn Changes>,
     newest: watch::Receiver<u64>,
+    derivation: Arc<dyn Derivation>,
     index: RwLock<Index>,
     /// One at a time brings the index up to date.
     refresh: tokio::sync::Mutex<()>,
@@ -79,11 +83,21 @@ pub struct AgentView {
     pub entries: BTreeMap<EntryId, Arc<Entry>>,
     /// Our own bundle, and those of the trust domains that its entries federate with.
     pub bundles: BTreeMap<TrustDomain, Arc<StoredBundle>>,
+    /// Whether entries that are not stored are among them.
+    pub standing: Standing,
 }
 
 impl Registry {
-    /// A registry over a store. It reads everything once.
+    /// A registry over a store alone. It reads everything once.
     pub async fn open(changes: Arc<dyn Changes>) -> Result<Arc<Self>, StoreError> {
+        Self::with(changes, NoFacts::new()).await
+    }
+
+    /// A registry over a store and a source of identities that are not stored.
+    pub async fn with(
+        changes: Arc<dyn Changes>,
+        derivation: Arc<dyn Derivation>,
+    ) -> Result<Arc<Self>, StoreError> {
         let newest = changes.newest();
         let all = changes.everything().await?;
         let mut index = Index::default();
@@ -91,6 +105,7 @@ impl Registry {
         Ok(Arc::new(Self {
             changes,
             newest,
+            derivation,
             index: RwLock::new(index),
             refresh: tokio::sync::Mutex::new(()),
         }))
@@ -138,16 +153,65 @@ impl Registry {
 
     /// Whether an agent may have an entry. Call [`Registry::refresh`] first.
     pub fn authorize(&self, agent: &Node, id: &EntryId) -> Result<AuthorizedEntry, NotAuthorized> {
-        self.read()
-            .authorized(agent, id)
+        if let Some(stored) = self.read().authorized(agent, id) {
+            return Ok(AuthorizedEntry(stored));
+        }
+        let derived = match self.derivation.of(agent) {
+            Derived::Known { mut entries, .. } => entries.remove(id),
+            Derived::Waiting => return Err(NotAuthorized::NotYet { id: id.clone() }),
+            Derived::Nothing => None,
+        };
+        // Whether it exists is not told: agents must not learn of others' entries.
+        derived
             .map(AuthorizedEntry)
-            // Whether it exists is not told: agents must not learn of others' entries.
             .ok_or_else(|| NotAuthorized::NotYours { id: id.clone() })
     }
 
     /// Everything that an agent may serve. Call [`Registry::refresh`] first.
     pub fn view(&self, agent: &SpiffeId) -> AgentView {
-        self.read().view(agent)
+        let index = self.read();
+        let view = index.view(agent);
+        self.with_derived(&index, view)
+    }
+
+    /// Adds what is not stored. A stored entry keeps its name.
+    fn with_derived(&self, index: &Index, mut view: AgentView) -> AgentView {
+        let derived = match &view.node {
+            Some(node) => self.derivation.of(node),
+            None => Derived::Nothing,
+        };
+        view.standing = match derived {
+            Derived::Nothing => Standing::Nothing,
+            Derived::Waiting => Standing::Waiting,
+            Derived::Known {
+                generation,
+                entries,
+            } => {
+                for (id, entry) in entries {
+                    index.add_bundles(&entry, &mut view.bundles);
+                    view.entries.entry(id).or_insert(entry);
+                }
+                Standing::At(generation)
+            }
+        };
+        view
+    }
+
+    /// Whether what is not stored may be another for an agent than in a view with this standing.
+    pub fn derived_may_have_changed(&self, agent: &SpiffeId, standing: Standing) -> bool {
+        let index = self.read();
+        match (index.live(agent), standing) {
+            (None, Standing::Nothing) => false,
+            (None, _) => true,
+            (Some(node), Standing::At(since)) => self.derivation.may_have_changed(node, since),
+            (Some(node), Standing::Waiting) => self.derivation.of(node) != Derived::Waiting,
+            (Some(node), Standing::Nothing) => self.derivation.of(node) != Derived::Nothing,
+        }
+    }
+
+    /// The generation of the facts that identities are derived from, as it moves.
+    pub fn facts(&self) -> watch::Receiver<u64> {
+        self.derivation.generation()
     }
 
     /// The view of an agent if it may be another than at a revision, else the revision up to which it is the same.
@@ -155,7 +219,7 @@ impl Registry {
     pub fn view_after(&self, agent: &SpiffeId, since: u64) -> Result<AgentView, u64> {
         let index = self.read();
         match index.may_have_changed(agent, since) {
-            true => Ok(index.view(agent)),
+            true => Ok(self.with_derived(&index, index.view(agent))),
             false => Err(index.revision()),
         }
     }
@@ -174,7 +238,7 @@ impl Registry {
 
     /// Whether an identity has an admin entry.
     pub fn is_admin(&self, id: &SpiffeId) -> bool {
-        self.read().is_admin(id)
+        self.read().is_admin(id) || self.derivation.is_admin(id)
     }
 
     /// How many entries and agents there are.
@@ -198,12 +262,19 @@ pub enum NotAuthorized {
         /// Which.
         id: EntryId,
     },
+    /// It is not stored, and the facts that it may follow from are not all there.
+    #[error("entry {id} cannot be judged before the cluster has been read")]
+    NotYet {
+        /// Which.
+        id: EntryId,
+    },
 }
 
 impl Coded for NotAuthorized {
     fn code(&self) -> &'static str {
         match self {
             Self::NotYours { .. } => "FNL1220",
+            Self::NotYet { .. } => "FNL1161",
         }
     }
 }

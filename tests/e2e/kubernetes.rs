@@ -10,14 +10,19 @@ use mesh_tests::{echo::Echo, eventually, kube::Rig, programs, world::World};
 use serde_json::Value;
 
 const CLUSTER: &str = "rig";
-const AUDIENCE: &str = "ca-server";
+pub(crate) const AUDIENCE: &str = "ca-server";
 
 /// An authority that trusts the rig's cluster.
 async fn authority(rig: &Rig) -> World {
+    authority_with(rig, "").await
+}
+
+/// The same with further lines about the cluster.
+pub(crate) async fn authority_with(rig: &Rig, more: &str) -> World {
     World::with_ca(|config| {
         format!(
             "{config}attestation:\n  node:\n    - k8sPsat:\n        cluster: {CLUSTER}\n        kubeconfig: {}\n        \
-             audiences: [{AUDIENCE}]\n        issuer: {}\n        serviceAccounts: [\"mesh:agent\"]\n",
+             audiences: [{AUDIENCE}]\n        issuer: {}\n        serviceAccounts: [\"mesh:agent\"]\n{more}",
             rig.kubeconfig().display(),
             mesh_tests::kube::ISSUER,
         )
@@ -26,7 +31,7 @@ async fn authority(rig: &Rig) -> World {
 }
 
 /// The agent's configuration with a token file instead of a join token.
-fn agent_config(world: &World, name: &str) -> String {
+pub(crate) fn agent_config(world: &World, name: &str) -> String {
     files::workload_agent(&world.text(), world.ca().address("grpc"))
         .replace(
             &format!("joinToken: {{ tokenFile: {}/join-token }}", world.text()),

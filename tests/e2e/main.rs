@@ -6,6 +6,7 @@ mod deploy;
 mod dev;
 mod envoy;
 mod kubernetes;
+mod kubernetes_pods;
 mod restart;
 mod rotation;
 mod rules;

@@ -23,6 +23,9 @@ use crate::{env, eventually};
 /// The issuer that the rig's API server puts into its tokens.
 pub const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
 
+/// Where ClusterSPIFFEIDs are.
+const RULES: &str = "/apis/spire.spiffe.io/v1alpha1/clusterspiffeids";
+
 /// A running API server, stopped when dropped.
 pub struct Rig {
     dir: tempfile::TempDir,
@@ -176,6 +179,61 @@ impl Rig {
         .await;
     }
 
+    /// Sets labels of a pod.
+    pub async fn label_pod(&self, namespace: &str, name: &str, labels: Value) {
+        let path = format!("/api/v1/namespaces/{namespace}/pods/{name}");
+        let body = json!({ "metadata": { "labels": labels } });
+        self.send(
+            http::Request::patch(&path),
+            "application/merge-patch+json",
+            body.to_string(),
+        )
+        .await;
+    }
+
+    /// Installs a custom resource definition, in YAML, and waits until it is served.
+    pub async fn install(&self, definition: &str) {
+        let path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+        let made = self
+            .send(
+                http::Request::post(path),
+                "application/yaml",
+                definition.to_owned(),
+            )
+            .await;
+        let (spec, name) = (&made["spec"], made["metadata"]["name"].as_str());
+        let field = |value: &Value| value.as_str().expect("a text").to_owned();
+        let list = format!(
+            "/apis/{}/{}/{}",
+            field(&spec["group"]),
+            field(&spec["versions"][0]["name"]),
+            field(&spec["names"]["plural"]),
+        );
+        let served = eventually::within(Duration::from_secs(20), async || {
+            get(&self.client, &list).await.is_ok()
+        });
+        assert!(served.await, "{name:?} is not served");
+    }
+
+    /// Creates a ClusterSPIFFEID.
+    pub async fn rule(&self, name: &str, spec: Value) {
+        self.post(
+            RULES,
+            json!({
+                "apiVersion": "spire.spiffe.io/v1alpha1",
+                "kind": "ClusterSPIFFEID",
+                "metadata": { "name": name },
+                "spec": spec,
+            }),
+        )
+        .await;
+    }
+
+    /// Removes a ClusterSPIFFEID.
+    pub async fn delete_rule(&self, name: &str) {
+        self.delete(&format!("{RULES}/{name}")).await;
+    }
+
     /// A token as kubelet projects it: bound to the pod where one is given.
     pub async fn token(
         &self,
@@ -202,14 +260,24 @@ impl Rig {
     }
 
     async fn post(&self, path: &str, body: Value) -> Value {
-        let request = http::Request::post(path)
-            .header("content-type", "application/json")
-            .body(serde_json::to_vec(&body).expect("JSON"))
+        self.send(
+            http::Request::post(path),
+            "application/json",
+            body.to_string(),
+        )
+        .await
+    }
+
+    async fn send(&self, to: http::request::Builder, form: &str, body: String) -> Value {
+        let request = to
+            .header("content-type", form)
+            .body(body.into_bytes())
             .expect("a request");
+        let what = format!("{} {}", request.method(), request.uri());
         self.client
             .request(request)
             .await
-            .unwrap_or_else(|e| panic!("POST {path}: {e}"))
+            .unwrap_or_else(|e| panic!("{what}: {e}"))
     }
 
     async fn delete(&self, path: &str) {

@@ -1,6 +1,7 @@
 //! The harness: real programs as processes, a real API server, and what surrounds them in a test.
 
 pub mod admin;
+pub mod cgroup;
 pub mod daemon;
 pub mod echo;
 pub mod env;

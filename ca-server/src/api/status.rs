@@ -238,12 +238,17 @@ impl From<PageError> for Refusal {
 
 impl From<NotAuthorized> for Refusal {
     fn from(error: NotAuthorized) -> Self {
-        // SPIRE's words and code; whether the entry exists is not told.
-        Self::new(
-            error.code(),
-            Code::NotFound,
-            "entry not found or not authorized",
-        )
+        match &error {
+            // SPIRE's words and code; whether the entry exists is not told.
+            NotAuthorized::NotYours { .. } => Self::new(
+                error.code(),
+                Code::NotFound,
+                "entry not found or not authorized",
+            ),
+            NotAuthorized::NotYet { .. } => {
+                Self::new(error.code(), Code::Unavailable, error.to_string())
+            }
+        }
     }
 }
 

@@ -20,6 +20,7 @@ use crate::authority::{self, Authority, Followers, SlotState, SlotStatus};
 use crate::federation::{self, Federation};
 use crate::fleet::Fleet;
 use crate::issuance::Issuer;
+use crate::kubernetes::Clusters;
 use crate::metrics::{Metrics, kind, state};
 use crate::registry::Registry;
 use crate::store::{Nodes, StoreError, StoreHealth, Stores};
@@ -34,6 +35,7 @@ const KEEP_ISSUED: Duration = Duration::from_secs(24 * 3600);
 const COUNTING: Duration = Duration::from_secs(5);
 
 pub(super) struct Background {
+    pub(super) clusters: Arc<Clusters>,
     pub(super) federation: Arc<Federation>,
     pub(super) authority: Arc<Authority>,
     pub(super) registry: Arc<Registry>,
@@ -52,6 +54,8 @@ pub(super) struct Background {
 
 impl Background {
     pub(super) fn start(self, tasks: &Tasks) {
+        self.clusters
+            .start(tasks, &self.stores.nodes, &self.audit, &self.clock);
         let federation = self.federation;
         tasks.spawn("federation", |stop| federation::run(federation, stop));
         let (authority, clock) = (self.authority.clone(), self.clock.clone());

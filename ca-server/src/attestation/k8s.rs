@@ -11,7 +11,6 @@ use std::time::{Duration, SystemTime};
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::{Api, PostParams};
-use kube::config::{KubeConfigOptions, Kubeconfig};
 use mesh_identity::{Selector, SpiffeId};
 use mesh_runtime::telemetry::Secret;
 
@@ -19,10 +18,12 @@ use self::claims::Claims;
 use super::{AttestedNode, Surroundings, seconds};
 use crate::config::K8sPsatConfig;
 use crate::issuance::VerifiedCsr;
+use crate::kubernetes::client;
 use crate::store::{JtiUse, KubernetesFacts, SpentJti};
 
 pub(super) use self::claims::Evidence;
-pub use self::error::{ClusterError, K8sRefused};
+pub use self::error::K8sRefused;
+pub use crate::kubernetes::ClusterError;
 
 /// How long a used `jti` is remembered beyond the token's end: clocks differ.
 const SKEW: Duration = Duration::from_secs(60);
@@ -48,24 +49,11 @@ impl Cluster {
         settings: &K8sPsatConfig,
         around: Surroundings,
     ) -> Result<Self, ClusterError> {
-        let unusable = |cause| ClusterError::Unusable {
-            cluster: settings.cluster.clone(),
-            cause,
-        };
-        let mut config = match &settings.kubeconfig {
-            Some(path) => {
-                let file = Kubeconfig::read_from(path).map_err(|error| unusable(error.into()))?;
-                kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
-                    .await
-                    .map_err(|error| unusable(error.into()))?
-            }
-            None => kube::Config::incluster().map_err(|error| unusable(error.into()))?,
-        };
+        let mut config = client::config(settings).await?;
         let limit = settings.timeout.get();
-        config.connect_timeout = Some(limit);
         config.read_timeout = Some(limit);
         config.write_timeout = Some(limit);
-        let client = kube::Client::try_from(config).map_err(|error| unusable(error.into()))?;
+        let client = client::client(settings, config)?;
         Ok(Self::with_client(settings.clone(), client, around))
     }
 

@@ -4,7 +4,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::registry::tests::{entry, id, node, own};
-use crate::store::Stores;
+use crate::registry::{Derivation, Derived, NotAuthorized};
+use crate::store::{Node, Stores};
 
 const A: &str = "/spire/agent/join_token/a";
 
@@ -71,7 +72,7 @@ async fn the_first_step_is_a_snapshot_and_the_next_only_what_changed() {
         .await
         .unwrap();
     let mut follower = Follower::new(registry.clone(), id(A));
-    let first = follower.first(None).await.unwrap();
+    let first = follower.first(None).await.unwrap().unwrap();
     assert!(first.snapshot && first.entries.len() == 1);
     assert_eq!(follower.next().await.unwrap(), None);
     stores
@@ -101,7 +102,7 @@ async fn the_first_step_is_a_snapshot_and_the_next_only_what_changed() {
 async fn a_change_for_another_agent_is_not_told() {
     let (stores, registry) = setting().await;
     let mut follower = Follower::new(registry, id(A));
-    follower.first(None).await.unwrap();
+    follower.first(None).await.unwrap().unwrap();
     stores
         .entries
         .create(entry(
@@ -130,6 +131,7 @@ async fn an_agent_that_was_away_resumes_with_a_change_and_not_with_everything() 
         Follower::new(registry.clone(), id(A))
             .first(None)
             .await
+            .unwrap()
             .unwrap(),
     );
     stores.entries.delete(&"b".parse().unwrap()).await.unwrap();
@@ -141,6 +143,7 @@ async fn an_agent_that_was_away_resumes_with_a_change_and_not_with_everything() 
     let step = Follower::new(registry.clone(), id(A))
         .first(position(&registry, agent.at))
         .await
+        .unwrap()
         .unwrap();
     assert!(!step.snapshot && step.entries.len() == 1 && step.removed_entries.len() == 1);
     agent.apply(step);
@@ -159,6 +162,7 @@ async fn another_epoch_or_a_revision_from_the_future_gets_a_snapshot() {
             .first(other)
             .await
             .unwrap()
+            .unwrap()
             .snapshot
     );
     let future = position(&registry, 1_000_000);
@@ -166,6 +170,7 @@ async fn another_epoch_or_a_revision_from_the_future_gets_a_snapshot() {
         Follower::new(registry, id(A))
             .first(future)
             .await
+            .unwrap()
             .unwrap()
             .snapshot
     );
@@ -190,7 +195,7 @@ async fn a_change_for_one_agent_makes_no_new_view_for_another() {
 async fn names_that_came_and_went_are_forgotten_and_no_change_is_missed_for_it() {
     let (stores, registry) = setting().await;
     let mut follower = Follower::new(registry.clone(), id(A));
-    follower.first(None).await.unwrap();
+    follower.first(None).await.unwrap().unwrap();
     let mut looks = 0;
     for number in 0..1100 {
         let parent = format!("/spire/agent/join_token/gone{number}");
@@ -242,7 +247,7 @@ proptest! {
             let (stores, registry) = setting().await;
             let mut agent = Agent::default();
             let mut follower = Follower::new(registry.clone(), id(A));
-            agent.apply(follower.first(None).await.unwrap());
+            agent.apply(follower.first(None).await.unwrap().unwrap());
             for act in acts {
                 match act {
                     Act::Create(name, parent) => {
@@ -265,7 +270,7 @@ proptest! {
                     Act::Reconnect => {
                         follower = Follower::new(registry.clone(), id(A));
                         let resume = position(&registry, agent.at);
-                        agent.apply(follower.first(resume).await.unwrap());
+                        agent.apply(follower.first(resume).await.unwrap().unwrap());
                         prop_assert!(agent.holds(&registry.view(&id(A))));
                     }
                 }
@@ -273,4 +278,154 @@ proptest! {
             Ok(())
         })?;
     }
+}
+
+/// Facts that a test decides.
+struct Facts {
+    now: std::sync::Mutex<Derived>,
+    generation: tokio::sync::watch::Sender<u64>,
+}
+
+impl Facts {
+    fn waiting() -> Arc<Self> {
+        Arc::new(Self {
+            now: std::sync::Mutex::new(Derived::Waiting),
+            generation: tokio::sync::watch::Sender::new(0),
+        })
+    }
+
+    fn know(&self, names: &[&str]) {
+        self.generation.send_modify(|generation| *generation += 1);
+        let entries = names.iter().map(|name| {
+            let entry = entry(name, &format!("/{name}"), A, &["k8s:pod-uid:1"]);
+            (entry.id.clone(), Arc::new(entry))
+        });
+        *self.now.lock().unwrap() = Derived::Known {
+            generation: *self.generation.borrow(),
+            entries: entries.collect(),
+        };
+    }
+}
+
+impl Derivation for Facts {
+    fn of(&self, _: &Node) -> Derived {
+        self.now.lock().unwrap().clone()
+    }
+
+    fn may_have_changed(&self, _: &Node, since: u64) -> bool {
+        *self.generation.borrow() > since
+    }
+
+    fn is_admin(&self, _: &SpiffeId) -> bool {
+        false
+    }
+
+    fn generation(&self) -> tokio::sync::watch::Receiver<u64> {
+        self.generation.subscribe()
+    }
+}
+
+async fn derived_setting() -> (Stores, Arc<Facts>, Arc<Registry>) {
+    let (stores, _) = setting().await;
+    let facts = Facts::waiting();
+    let registry = Registry::with(stores.changes.clone(), facts.clone())
+        .await
+        .unwrap();
+    (stores, facts, registry)
+}
+
+fn names<'a>(ids: impl Iterator<Item = &'a EntryId>) -> Vec<&'a str> {
+    ids.map(EntryId::as_str).collect()
+}
+
+#[tokio::test]
+async fn what_is_derived_from_facts_comes_and_goes_without_any_change_of_the_store() {
+    let (_, facts, registry) = derived_setting().await;
+    facts.know(&["pod-a"]);
+    let mut follower = Follower::new(registry.clone(), id(A));
+    let first = follower.first(None).await.unwrap().unwrap();
+    assert!(first.snapshot);
+    assert_eq!(
+        names(first.entries.iter().map(|entry| &entry.id)),
+        ["pod-a"]
+    );
+    assert_eq!(follower.next().await.unwrap(), None);
+    facts.know(&["pod-b"]);
+    let step = follower.next().await.unwrap().unwrap();
+    assert!(!step.snapshot && step.revision == first.revision);
+    assert_eq!(names(step.entries.iter().map(|entry| &entry.id)), ["pod-b"]);
+    assert_eq!(names(step.removed_entries.iter()), ["pod-a"]);
+    facts.know(&["pod-b"]);
+    assert_eq!(follower.next().await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn an_agent_keeps_what_it_holds_until_the_facts_are_known() {
+    let (stores, facts, registry) = derived_setting().await;
+    let mut fresh = Follower::new(registry.clone(), id(A));
+    assert_eq!(
+        fresh.first(None).await.unwrap(),
+        None,
+        "there is nothing that may be said"
+    );
+    let at = registry.refresh().await.unwrap();
+    stores
+        .entries
+        .create(entry("stored", "/stored", A, &["unix:uid:1"]))
+        .await
+        .unwrap();
+    // One that comes back hears of the store meanwhile, and nothing that would take a pod's identity away.
+    let mut back = Follower::new(registry.clone(), id(A));
+    let change = back.first(position(&registry, at)).await.unwrap().unwrap();
+    assert!(!change.snapshot && change.removed_entries.is_empty());
+    assert_eq!(
+        names(change.entries.iter().map(|entry| &entry.id)),
+        ["stored"]
+    );
+    assert_eq!(back.next().await.unwrap(), None);
+    facts.know(&["pod-a"]);
+    let all = back.next().await.unwrap().unwrap();
+    assert!(all.snapshot);
+    assert_eq!(
+        names(all.entries.iter().map(|entry| &entry.id)),
+        ["pod-a", "stored"]
+    );
+    assert_eq!(fresh.first(None).await.unwrap().unwrap().entries.len(), 2);
+}
+
+#[tokio::test]
+async fn what_was_derived_when_an_agent_was_here_last_is_told_anew() {
+    let (_, facts, registry) = derived_setting().await;
+    facts.know(&["pod-a"]);
+    let at = registry.refresh().await.unwrap();
+    let mut back = Follower::new(registry.clone(), id(A));
+    assert!(
+        back.first(position(&registry, at))
+            .await
+            .unwrap()
+            .unwrap()
+            .snapshot
+    );
+}
+
+#[tokio::test]
+async fn a_derived_entry_is_authorized_while_the_facts_say_so_and_undecided_while_they_are_not_known()
+ {
+    let (_, facts, registry) = derived_setting().await;
+    let agent = node(A, &[]);
+    let pod = "pod-a".parse().unwrap();
+    assert!(matches!(
+        registry.authorize(&agent, &pod),
+        Err(NotAuthorized::NotYet { .. })
+    ));
+    facts.know(&["pod-a"]);
+    assert_eq!(
+        registry.authorize(&agent, &pod).unwrap().spiffe_id(),
+        &id("/pod-a")
+    );
+    facts.know(&[]);
+    assert!(matches!(
+        registry.authorize(&agent, &pod),
+        Err(NotAuthorized::NotYours { .. })
+    ));
 }

@@ -219,7 +219,7 @@ impl Index {
     }
 
     pub(super) fn view(&self, agent: &SpiffeId) -> AgentView {
-        let node = self.nodes.get(agent).filter(|node| !node.banned).cloned();
+        let node = self.live(agent).cloned();
         let entries = node
             .as_ref()
             .map(|node| self.below(node))
@@ -230,16 +230,33 @@ impl Index {
             .map(|own| (own.trust_domain.clone(), own.clone()))
             .collect();
         // A foreign bundle goes only to nodes with a workload that is entitled to it (T-35).
-        for domain in entries.values().flat_map(|entry| &entry.federates_with) {
-            if let Some(bundle) = self.foreign_bundles.get(domain) {
-                bundles.insert(domain.clone(), bundle.clone());
-            }
+        for entry in entries.values() {
+            self.add_bundles(entry, &mut bundles);
         }
         AgentView {
             revision: self.revision,
             node,
             entries,
             bundles,
+            ..AgentView::default()
+        }
+    }
+
+    /// An agent that is known and not banned.
+    pub(super) fn live(&self, agent: &SpiffeId) -> Option<&Arc<Node>> {
+        self.nodes.get(agent).filter(|node| !node.banned)
+    }
+
+    /// Adds the bundles that an entry entitles to.
+    pub(super) fn add_bundles(
+        &self,
+        entry: &Entry,
+        bundles: &mut BTreeMap<TrustDomain, Arc<StoredBundle>>,
+    ) {
+        for domain in &entry.federates_with {
+            if let Some(bundle) = self.foreign_bundles.get(domain) {
+                bundles.insert(domain.clone(), bundle.clone());
+            }
         }
     }
 

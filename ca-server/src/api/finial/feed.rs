@@ -124,9 +124,10 @@ impl Following {
     ) -> Result<std::convert::Infallible, End> {
         let resume = self.hello(said).await?;
         let mut newest = self.parts.registry.newest();
+        let mut facts = self.parts.registry.facts();
         newest.mark_unchanged();
-        let first = self.follower.first(resume).await.map_err(Refusal::from)?;
-        self.tell(first).await?;
+        facts.mark_unchanged();
+        let mut told = self.start(&resume).await?;
         let drain = self.parts.drain.clone();
         let clock = self.parts.clock.clone();
         let over = clock.sleep_until(self.peer.not_after + Duration::from_secs(1));
@@ -145,17 +146,32 @@ impl Following {
                     // It may close its side and go on reading only by ending the stream.
                     Ok(None) | Err(_) => return Err(End::Gone),
                 },
-                changed = newest.changed() => {
+                changed = async { tokio::select! {
+                    changed = newest.changed() => changed,
+                    changed = facts.changed() => changed,
+                } } => {
                     if changed.is_err() {
                         return Err(End::Told(Status::unavailable("the store is closed")));
                     }
                     self.still_entitled().await?;
-                    if let Some(step) = self.follower.next().await.map_err(Refusal::from)? {
-                        self.tell(step).await?;
+                    match told {
+                        false => told = self.start(&resume).await?,
+                        true => if let Some(step) = self.follower.next().await.map_err(Refusal::from)? {
+                            self.tell(step).await?;
+                        }
                     }
                 }
                 () = tokio::time::sleep(LOOK_AGAIN) => self.still_entitled().await?,
             }
+        }
+    }
+
+    /// Tells where to begin, as soon as that is known.
+    async fn start(&mut self, resume: &Option<crate::feed::Position>) -> Result<bool, End> {
+        let first = self.follower.first(resume.clone()).await;
+        match first.map_err(Refusal::from)? {
+            Some(first) => self.tell(first).await.map(|()| true),
+            None => Ok(false),
         }
     }
 

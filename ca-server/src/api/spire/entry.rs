@@ -19,7 +19,7 @@ use self::mask::{masked, updated};
 use super::super::{Call, Parts, Refusal};
 use super::item::{at_a_time, begin, finish};
 use super::{ok, seconds};
-use crate::registry::{CreateRefused, UpdateRefused, entries_page};
+use crate::registry::{CreateRefused, Standing, UpdateRefused, entries_page};
 
 /// The service.
 pub(crate) struct Service {
@@ -123,7 +123,16 @@ impl Service {
             .refresh()
             .await
             .map_err(|error| call.refuse(error))?;
-        Ok(registry.view(&agent.id).entries.into_values().collect())
+        let view = registry.view(&agent.id);
+        if view.standing == Standing::Waiting {
+            // An answer without them would take them away.
+            return Err(call.refuse(Refusal::new(
+                "FNL1162",
+                Code::Unavailable,
+                "the entries of this agent are not known before the cluster has been read",
+            )));
+        }
+        Ok(view.entries.into_values().collect())
     }
 }
 

@@ -7,28 +7,6 @@ use crate::store::StoreError;
 /// A cause that was made safe to show.
 type Cause = Box<dyn std::error::Error + Send + Sync>;
 
-/// A cluster cannot be reached as it is configured.
-#[derive(Debug, thiserror::Error)]
-pub enum ClusterError {
-    /// The kubeconfig, or the files of the pod that this server runs in.
-    #[error("the configuration for reaching cluster `{cluster}` cannot be used")]
-    Unusable {
-        /// Which.
-        cluster: String,
-        /// Why.
-        #[source]
-        cause: Cause,
-    },
-}
-
-impl Coded for ClusterError {
-    fn code(&self) -> &'static str {
-        match self {
-            Self::Unusable { .. } => "FNL1120",
-        }
-    }
-}
-
 /// Why a token was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum K8sRefused {
