@@ -8,6 +8,7 @@ pub mod door;
 mod finial;
 pub mod limit;
 pub mod permit;
+mod reflection;
 mod spire;
 mod status;
 
@@ -24,12 +25,14 @@ use mesh_runtime::clock::Clock;
 use mesh_runtime::drain::DrainWatch;
 use mesh_runtime::errors::untrusted;
 use mesh_runtime::readiness::Readiness;
-use mesh_runtime::telemetry::LogControl;
+use mesh_runtime::span;
+use mesh_runtime::telemetry::{LogControl, traces};
 use mesh_tls::IdentityCell;
 use tonic::body::Body;
 use tonic::service::Routes;
 use tonic::{Code, Status};
 use tower::{Layer, Service};
+use tracing::Instrument;
 
 use self::caller::{Caller, Callers, Connection};
 use self::door::OtherEnd;
@@ -106,8 +109,15 @@ pub fn routes(parts: &Parts) -> Routes {
         .add_service(spire::debug(parts))
         .add_service(spire::health(parts))
         .add_service(finial::feed(parts))
-        .add_service(finial::backup(parts));
+        .add_service(finial::backup(parts))
+        .add_service(reflection::present())
+        .add_service(reflection::older());
     routes.prepare()
+}
+
+/// Reads bytes as one of the requests of SPIRE's API, as its handler does; for the fuzz targets.
+pub(crate) fn read(bytes: &[u8], own: &TrustDomain) {
+    spire::read(bytes, own);
 }
 
 /// A call that was permitted, as its handler sees it.
@@ -228,24 +238,52 @@ where
         let clone = self.inner.clone();
         let mut ready = std::mem::replace(&mut self.inner, clone);
         let parts = self.parts.clone();
-        Box::pin(async move {
-            let method = permit::name_of(request.uri().path());
+        let method = permit::name_of(request.uri().path());
+        let span = call_span(method);
+        traces::continue_from(&span, request.headers());
+        let answered = async move {
             match admit(&parts, request).await {
                 Ok((request, admitted)) => {
                     let started = parts.clock.monotonic();
                     let response = ready.call(request).await?;
                     let response = admitted.finish(response).await;
-                    parts
-                        .metrics
-                        .call(method, grpc_code(&response), started.elapsed());
+                    let code = grpc_code(&response);
+                    parts.metrics.call(method, code, started.elapsed());
+                    tell_outcome(code);
                     Ok(response)
                 }
                 Err(refusal) => {
                     parts.metrics.refused(method, refusal.grpc);
+                    tell_outcome(refusal.grpc);
                     Ok(refusal.into_status().into_http())
                 }
             }
-        })
+        };
+        Box::pin(answered.instrument(span))
+    }
+}
+
+/// The span of a call, with the names of OpenTelemetry's conventions for gRPC. A stranger's text never becomes its name.
+fn call_span(method: &'static str) -> tracing::Span {
+    let method = method.trim_start_matches('/');
+    span!(
+        "call",
+        otel.name = method,
+        otel.kind = "server",
+        otel.status_code = tracing::field::Empty,
+        rpc.system.name = "grpc",
+        rpc.method = method,
+        rpc.response.status_code = tracing::field::Empty,
+    )
+}
+
+/// Writes how the call that this task is in ended into its span.
+fn tell_outcome(code: Code) {
+    let span = tracing::Span::current();
+    span.record("rpc.response.status_code", tracing::field::debug(code));
+    // What a caller did wrong is no error of this server.
+    if matches!(code, Code::Internal | Code::Unavailable | Code::Unknown) {
+        span.record("otel.status_code", "ERROR");
     }
 }
 

@@ -12,6 +12,8 @@ use std::time::SystemTime;
 use mesh_identity::{Selector, SpiffeId, TrustDomain};
 use mesh_runtime::clock::Clock;
 use mesh_runtime::errors::{Blame, Coded};
+use mesh_runtime::span;
+use tracing::Instrument;
 
 use crate::config::NodeAttestor;
 use crate::fleet::Fleet;
@@ -98,6 +100,17 @@ impl Attestors {
         if evidence.len() > LONGEST_EVIDENCE {
             return Err(AttestError::TooLong(evidence.len()));
         }
+        self.judge(kind, evidence, csr)
+            .instrument(span!("attest node"))
+            .await
+    }
+
+    async fn judge(
+        &self,
+        kind: &str,
+        evidence: &[u8],
+        csr: &VerifiedCsr,
+    ) -> Result<AttestedNode, AttestError> {
         match (kind, &self.join_token) {
             ("join_token", Some(tokens)) => Ok(tokens.attest(evidence).await?),
             ("k8s_psat", _) if !self.clusters.is_empty() => {
@@ -111,6 +124,11 @@ impl Attestors {
             _ => Err(AttestError::UnknownKind),
         }
     }
+}
+
+/// Reads bytes as the evidence of a node, as far as that goes without a call; for the fuzz targets.
+pub(crate) fn read(bytes: &[u8]) {
+    k8s::read(bytes);
 }
 
 /// Why a node was not believed.

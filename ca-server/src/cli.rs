@@ -187,9 +187,11 @@ fn run(args: &RunArgs, common: &CommonArgs) -> Exit {
         Ok(loaded) => loaded.value,
         Err(errors) => return cli::fail_config(&errors, common),
     };
-    if let Err(error) = telemetry::init(&common.log(&config.log)) {
-        return cli::fail(&error, common);
-    }
+    let log = common.log(&config.log);
+    let _traces = match telemetry::init_traced("ca-server", &log, &config.telemetry.otlp) {
+        Ok(traces) => traces,
+        Err(error) => return cli::fail(&error, common),
+    };
     match app::serve(&config, args.addresses_file.as_deref()) {
         Ok(()) => Exit::Done,
         Err(failure) => cli::fail(&failure, common),

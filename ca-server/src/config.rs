@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use mesh_identity::TrustDomain;
 use mesh_runtime::config::{ByteSize, Config, FIELDS_DISAGREE, Findings, HumanDuration};
-use mesh_runtime::telemetry::LogOptions;
+use mesh_runtime::telemetry::{LogOptions, OtlpOptions};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -256,6 +256,8 @@ pub struct LimitsConfig {
 pub struct TelemetryConfig {
     /// Metrics, liveness and readiness.
     pub metrics: MetricsConfig,
+    /// Traces.
+    pub otlp: OtlpOptions,
 }
 
 /// The `telemetry.metrics` section.

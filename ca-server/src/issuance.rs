@@ -19,6 +19,7 @@ use mesh_runtime::audit::{
 };
 use mesh_runtime::clock::Clock;
 use mesh_runtime::errors::{Blame, Coded, ErrorChain};
+use mesh_runtime::span;
 
 use crate::attestation::AttestedNode;
 use crate::authority::{Authority, SignError};
@@ -231,6 +232,7 @@ impl Issuer {
         agent_id: Option<SpiffeId>,
         now: SystemTime,
     ) -> Result<Signed, IssueError> {
+        let _signing = span!("sign x509-svid", finial.svid.id = %template.spiffe_id).entered();
         let leaf = self.authority.sign_leaf(template, csr.spki(), now)?;
         let trust = self.trust()?;
         let svid = verify::as_peer_would(&leaf, template, csr.spki(), &trust.bundles, now)

@@ -24,3 +24,7 @@ pub mod store;
 // remembering
 pub mod fleet;
 pub mod metrics;
+
+// proving
+#[doc(hidden)]
+pub mod fuzzing;

@@ -23,7 +23,7 @@ use crate::store::{ChangeSet, Changes, Node, StoreError, StoredBundle};
 pub use self::derived::{Derivation, Derived, Standing};
 pub use self::entries::{CreateError, CreateRefused, EntryBook, UpdateRefused};
 pub use self::query::{
-    AgentFilter, EntryFilter, Match, Page, PageError, Paged, ROOM, agents_page, cut, entries_page,
+    AgentFilter, EntryFilter, Match, Page, PageError, Paged, ROOM, agents_page, cut,
 };
 
 /// The entries, agents and bundles of now, indexed for the questions that agents ask. Share it by `Arc`.

@@ -100,6 +100,8 @@ pub trait Entries: Send + Sync {
     fn get(&self, id: &EntryId) -> StoreFuture<'_, Option<Arc<Entry>>>;
     /// All entries, in the order of their ids.
     fn list(&self) -> StoreFuture<'_, Vec<Arc<Entry>>>;
+    /// The entries whose ids come after a text, or the first, in the order of their ids: no more than `most`.
+    fn after(&self, id: Option<&str>, most: usize) -> StoreFuture<'_, Vec<Arc<Entry>>>;
     /// Replaces an entry if it still has `entry.revision`: read, change, and try again on [`UpdatedEntry::Changed`].
     fn update(&self, entry: Entry) -> StoreFuture<'_, UpdatedEntry>;
     /// Removes an entry and leaves a tombstone; the removed entry is returned.

@@ -130,6 +130,17 @@ pub mod envoy {
     }
 }
 
+/// gRPC's own services.
+pub mod grpc {
+    /// Whether a server serves.
+    pub mod health {
+        generated!(v1, "grpc.health.v1.rs");
+    }
+}
+
+/// Every file of the wire as an encoded `google.protobuf.FileDescriptorSet`, for gRPC reflection.
+pub const DESCRIPTORS: &[u8] = include_bytes!("gen/descriptors.bin");
+
 /// What Envoy takes from Google's packages.
 pub mod google {
     generated!(rpc, "google.rpc.rs");

@@ -8,6 +8,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use prost::Message;
+use prost_types::FileDescriptorSet;
+
+/// What gRPC reflection serves.
+const DESCRIPTORS: &str = "descriptors.bin";
+
 /// Messages that carry a key or a bearer token. Their `Debug` is written by hand in `src/redact.rs`.
 const SECRET: &[&str] = &[
     ".X509SVID",
@@ -64,11 +70,16 @@ fn the_generated_code_is_what_the_proto_files_say() {
 
 fn generate(home: &Path, out: &Path) {
     let mut files = Vec::new();
-    for top in ["spiffe", "spire", "finial", "envoy", "google"] {
+    for top in ["spiffe", "spire", "finial", "envoy", "google", "grpc"] {
         proto_files(&home.join(top), &mut files);
     }
     files.sort();
     let descriptors = protox::compile(&files, [home]).expect("the .proto files are valid");
+    fs::write(
+        out.join(DESCRIPTORS),
+        bare(descriptors.clone()).encode_to_vec(),
+    )
+    .expect("the temporary folder is writable");
     tonic_prost_build::configure()
         .btree_map(".")
         .skip_debug(SECRET.iter().copied())
@@ -76,6 +87,14 @@ fn generate(home: &Path, out: &Path) {
         .out_dir(out)
         .compile_fds(descriptors)
         .expect("code can be generated");
+}
+
+/// The descriptors as reflection serves them: comments and places of the source stay here.
+fn bare(mut descriptors: FileDescriptorSet) -> FileDescriptorSet {
+    for file in &mut descriptors.file {
+        file.source_code_info = None;
+    }
+    descriptors
 }
 
 fn proto_files(dir: &Path, found: &mut Vec<PathBuf>) {
@@ -89,7 +108,7 @@ fn proto_files(dir: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-fn contents(dir: &Path) -> BTreeMap<String, String> {
+fn contents(dir: &Path) -> BTreeMap<String, Vec<u8>> {
     fs::read_dir(dir)
         .expect("a folder of generated files")
         .map(|entry| {
@@ -99,10 +118,7 @@ fn contents(dir: &Path) -> BTreeMap<String, String> {
                 .expect("a file has a name")
                 .to_string_lossy()
                 .into_owned();
-            (
-                name,
-                fs::read_to_string(&path).expect("generated code is text"),
-            )
+            (name, fs::read(&path).expect("a generated file"))
         })
         .collect()
 }

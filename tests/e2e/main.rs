@@ -13,3 +13,4 @@ mod rules;
 mod security_rows;
 mod spire;
 mod spire_upstream;
+mod traces;

@@ -205,9 +205,12 @@ fn run(args: &AgentRunArgs, common: &CommonArgs) -> Exit {
         Ok(loaded) => loaded,
         Err(errors) => return cli::fail_config(&errors, common),
     };
-    if let Err(error) = telemetry::init(&common.log(&loaded.value.log)) {
-        return cli::fail(&error, common);
-    }
+    let log = common.log(&loaded.value.log);
+    let otlp = &loaded.value.telemetry.otlp;
+    let _traces = match telemetry::init_traced("workload-agent", &log, otlp) {
+        Ok(traces) => traces,
+        Err(error) => return cli::fail(&error, common),
+    };
     raise_descriptor_limit();
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()

@@ -10,7 +10,7 @@ use std::{
 use mesh_identity::TrustDomain;
 use mesh_runtime::{
     config::{ByteSize, Config, Findings, HumanDuration},
-    telemetry::{LogOptions, Secret},
+    telemetry::{LogOptions, OtlpOptions, Secret},
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -221,6 +221,8 @@ pub struct AuditOptions {
 pub struct TelemetryOptions {
     /// The admin port.
     pub metrics: MetricsOptions,
+    /// Traces.
+    pub otlp: OtlpOptions,
 }
 
 /// The admin port: `/live`, `/ready`, `/metrics`.

@@ -155,12 +155,27 @@ pub const TABLE: &[Row] = &[
     row("/finial.feed.v1.Feed/Follow", AGENT, "feed.follow", Audit::Refusals, Limit::None),
     row("/finial.backup.v1.Backup/Create", LOCAL, "backup.create", Audit::Call, Limit::None),
     row("/grpc.health.v1.Health/Check", LOCAL, "health.read", Audit::Refusals, Limit::None),
+    row("/grpc.health.v1.Health/List", LOCAL, "health.read", Audit::Refusals, Limit::None),
     row("/grpc.health.v1.Health/Watch", LOCAL, "health.read", Audit::Refusals, Limit::None),
+    row("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", LOCAL, "api.describe", Audit::Refusals, Limit::None),
+    row("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", LOCAL, "api.describe", Audit::Refusals, Limit::None),
 ];
 
 /// The row of a path, byte for byte.
 pub fn find(path: &str) -> Option<&'static Row> {
     TABLE.iter().find(|row| row.path == path)
+}
+
+/// The services of which at least one RPC is served to somebody, each once, in the order of the table.
+pub fn services() -> Vec<&'static str> {
+    let mut found: Vec<&'static str> = Vec::new();
+    for row in TABLE.iter().filter(|row| !row.callers.is_empty()) {
+        let service = row.path[1..].split('/').next().unwrap_or_default();
+        if !found.contains(&service) {
+            found.push(service);
+        }
+    }
+    found
 }
 
 /// The path as it stands in the table: a stranger's text never becomes a metric label.

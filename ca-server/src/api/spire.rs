@@ -8,13 +8,17 @@ mod health;
 mod item;
 mod local_authority;
 mod logger;
+mod reading;
 mod svid;
 mod trustdomain;
+
+pub(super) use self::reading::request as read;
 
 use std::collections::BTreeSet;
 
 use mesh_identity::Selector;
 use proto::convert::{WireError, selectors_from_wire};
+use proto::grpc::health::v1::health_server::HealthServer;
 use proto::spire::api::server::agent::v1::agent_server::AgentServer;
 use proto::spire::api::server::bundle::v1::bundle_server::BundleServer;
 use proto::spire::api::server::debug::v1::debug_server::DebugServer;
@@ -25,7 +29,6 @@ use proto::spire::api::server::svid::v1::svid_server::SvidServer;
 use proto::spire::api::server::trustdomain::v1::trust_domain_server::TrustDomainServer;
 use proto::spire::api::types::selector_match::MatchBehavior;
 use tonic::{Code, Status};
-use tonic_health::pb::health_server::HealthServer;
 
 pub(super) use self::logger::{from_wire as log_level_from_wire, to_wire as log_level_to_wire};
 use super::{Parts, Refusal};

@@ -43,6 +43,7 @@ mod authorities;
 mod bundles;
 mod entries;
 mod federation;
+mod hostile;
 mod operators;
 mod public;
 mod svids;

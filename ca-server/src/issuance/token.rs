@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use mesh_identity::{EntryId, SpiffeId};
 use mesh_runtime::audit::{Action, Object, Outcome, Record};
+use mesh_runtime::span;
 
 use super::{Attribution, IssueError, Issuer, template, verify};
 use crate::authority::{SignedToken, TokenTemplate};
@@ -65,6 +66,7 @@ impl Issuer {
     }
 
     fn sign_token(&self, template: &TokenTemplate, hint: &str) -> Result<IssuedToken, IssueError> {
+        let _signing = span!("sign jwt-svid", finial.svid.id = %template.spiffe_id).entered();
         let now = self.clock.now();
         let signed = self.authority.sign_token(template, now)?;
         verify::as_verifier_would(&signed, template, &self.trust()?.bundles, now).inspect_err(

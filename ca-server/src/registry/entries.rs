@@ -6,7 +6,11 @@ use std::sync::Arc;
 use mesh_identity::{Entry, EntryError, EntryId, TrustDomain};
 use mesh_runtime::errors::{Blame, Coded};
 
+use super::query::{EntryFilter, Page, Paged, Sheet};
 use crate::store::{Bundles, CreatedEntry, Entries, StoreError, UpdatedEntry};
+
+/// How many entries are read at once for a page.
+const PART: usize = 512;
 
 /// The stored entries, behind their rules.
 #[derive(Clone)]
@@ -113,6 +117,31 @@ impl EntryBook {
     /// All stored entries, in the order of their ids.
     pub async fn list(&self) -> Result<Vec<Arc<Entry>>, StoreError> {
         self.entries.list().await
+    }
+
+    /// A page of the entries that are wanted; `make` says how each looks outside, and how many bytes that has.
+    /// The list is read in parts, so that a page costs what is on it and not what there is.
+    pub async fn page<W>(
+        &self,
+        filter: &EntryFilter,
+        page: &Page,
+        make: impl Fn(&Entry) -> (W, usize),
+    ) -> Result<Paged<W>, StoreError> {
+        let mut sheet = Sheet::new(page);
+        let mut last: Option<Arc<Entry>> = None;
+        loop {
+            let after = last.as_ref().map(|entry| entry.id.as_str());
+            let part = self.entries.after(after.or(page.after()), PART).await?;
+            for entry in part.iter().filter(|entry| filter.wants(entry)) {
+                if sheet.put(entry.id.as_str(), || make(entry)).is_break() {
+                    return Ok(sheet.end());
+                }
+            }
+            last = match part.into_iter().next_back() {
+                Some(entry) => Some(entry),
+                None => return Ok(sheet.end()),
+            };
+        }
     }
 
     /// The trust domain that all entries belong to.

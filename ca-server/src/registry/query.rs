@@ -2,6 +2,7 @@
 //! Trusts the lists. Never gives out a page token that a stranger could make allocate.
 
 use std::collections::BTreeSet;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -121,6 +122,11 @@ pub const ROOM: usize = 3 * 1024 * 1024;
 const LONGEST_TOKEN: usize = 2048 * 4 / 3 + 1;
 
 impl Page {
+    /// The key of the last object of the page before.
+    pub(super) fn after(&self) -> Option<&str> {
+        self.after.as_deref()
+    }
+
     /// As the wire says it: size 0 means everything, the token is the one of the page before.
     pub fn new(size: i32, token: &str) -> Result<Self, PageError> {
         let size = usize::try_from(size).map_err(|_| PageError::Size(size))?;
@@ -150,17 +156,6 @@ pub struct Paged<T> {
     pub next: String,
 }
 
-/// A page of entries; `make` says how each looks outside, and how many bytes that has.
-pub fn entries_page<W>(
-    all: Vec<Arc<Entry>>,
-    filter: &EntryFilter,
-    page: &Page,
-    make: impl Fn(&Entry) -> (W, usize),
-) -> Paged<W> {
-    let wanted = all.into_iter().filter(|entry| filter.wants(entry));
-    cut(wanted, page, |entry| entry.id.as_str(), make)
-}
-
 /// A page of agents; `make` says how each looks outside, and how many bytes that has.
 pub fn agents_page<W>(
     all: Vec<Arc<Node>>,
@@ -172,35 +167,74 @@ pub fn agents_page<W>(
     cut(wanted, page, |node| node.id.as_str(), make)
 }
 
-/// A page of a list that is in the order of `key`. It ends when it has as many objects as were asked for, or no room for the
-/// next. The token is the key of the last object of the page before, so a page is right whatever came or went in between.
+/// A page of a list that is in the order of `key`. The token is the key of the last object of the page before, so a page is right
+/// whatever came or went in between.
 pub fn cut<T, W>(
     all: impl Iterator<Item = Arc<T>>,
     page: &Page,
     key: impl Fn(&T) -> &str,
     make: impl Fn(&T) -> (W, usize),
 ) -> Paged<W> {
-    let rest = all.filter(|item| page.after.as_deref().is_none_or(|after| key(item) > after));
-    let (mut items, mut room, mut last) = (Vec::new(), ROOM, None::<Arc<T>>);
-    for item in rest {
-        let full = page.size != 0 && items.len() >= page.size;
-        let made = (!full).then(|| make(&item));
-        match (made, &last) {
-            // The first goes out whatever its size, or the list would never end.
-            (Some((made, size)), before) if size <= room || before.is_none() => {
-                room = room.saturating_sub(size);
-                items.push(made);
-                last = Some(item);
-            }
-            (_, Some(last)) => {
-                let next = URL_SAFE_NO_PAD.encode(key(last));
-                return Paged { items, next };
-            }
-            (_, None) => break,
+    let mut sheet = Sheet::new(page);
+    for item in all.filter(|item| page.after().is_none_or(|after| key(item) > after)) {
+        if sheet.put(key(&item), || make(&item)).is_break() {
+            break;
         }
     }
-    let next = String::new();
-    Paged { items, next }
+    sheet.end()
+}
+
+/// A page while it is filled. It ends when it has as many objects as were asked for, or no room for the next.
+pub(super) struct Sheet<W> {
+    items: Vec<W>,
+    size: usize,
+    room: usize,
+    last: String,
+    more: bool,
+}
+
+impl<W> Sheet<W> {
+    /// An empty one.
+    pub(super) fn new(page: &Page) -> Self {
+        Self {
+            items: Vec::new(),
+            size: page.size,
+            room: ROOM,
+            last: String::new(),
+            more: false,
+        }
+    }
+
+    /// Puts the next object on it, or finds that it belongs on the next page.
+    pub(super) fn put(&mut self, key: &str, make: impl FnOnce() -> (W, usize)) -> ControlFlow<()> {
+        let full = self.size != 0 && self.items.len() >= self.size;
+        let made = (!full).then(make);
+        match made {
+            // The first goes out whatever its size, or the list would never end.
+            Some((made, size)) if size <= self.room || self.items.is_empty() => {
+                self.room = self.room.saturating_sub(size);
+                self.items.push(made);
+                key.clone_into(&mut self.last);
+                ControlFlow::Continue(())
+            }
+            _ => {
+                self.more = true;
+                ControlFlow::Break(())
+            }
+        }
+    }
+
+    /// What is on it.
+    pub(super) fn end(self) -> Paged<W> {
+        let next = match self.more {
+            true => URL_SAFE_NO_PAD.encode(self.last),
+            false => String::new(),
+        };
+        Paged {
+            items: self.items,
+            next,
+        }
+    }
 }
 
 /// Why a page cannot be given.

@@ -165,7 +165,19 @@ pub(super) async fn an_entry_is_created_read_and_listed_in_the_order_of_ids(stor
             .expect("read"),
         None
     );
-    assert_eq!(stores.entries.list().await.expect("read"), [a, b]);
+    let all = [a, b];
+    assert_eq!(stores.entries.list().await.expect("read"), all);
+    for (after, most, found) in [
+        (None, 2, &all[..]),
+        (None, 1, &all[..1]),
+        (Some("a"), 9, &all[1..]),
+        (Some("aa"), 9, &all[1..]),
+        (Some("b"), 9, &[]),
+        (None, 0, &[]),
+    ] {
+        let read = stores.entries.after(after, most).await.expect("read");
+        assert_eq!(read, found, "{after:?}, {most}");
+    }
 }
 
 pub(super) async fn the_same_parent_id_and_selectors_again_answer_the_existing_entry(

@@ -3,13 +3,15 @@
 
 use std::collections::BTreeSet;
 use std::io::Write;
-use std::ops::ControlFlow;
+use std::ops::{Bound, ControlFlow};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use futures::FutureExt;
 use mesh_identity::{Entry, EntryId, SpiffeId, TrustDomain};
+use mesh_runtime::span;
 use tokio::sync::watch;
+use tracing::Instrument;
 
 use super::codec::{decode, sha256};
 use super::engine::{Engine, ISSUED, Table, Tx, Work};
@@ -54,6 +56,7 @@ impl<E: Engine> Store<E> {
         only_removes: bool,
         work: impl FnOnce(&mut Tx<'_>) -> Result<T, StoreError> + Send + 'static,
     ) -> StoreFuture<'_, T> {
+        let written = span!("datastore write");
         async move {
             let (job, answer) = Work::job(only_removes, work);
             self.engine.submit(job).await?;
@@ -63,6 +66,7 @@ impl<E: Engine> Store<E> {
                 })
             })
         }
+        .instrument(written)
         .boxed()
     }
 
@@ -155,6 +159,15 @@ impl<E: Engine> Entries for Store<E> {
                 .cloned()
                 .collect(),
         )
+    }
+
+    fn after(&self, id: Option<&str>, most: usize) -> StoreFuture<'_, Vec<Arc<Entry>>> {
+        let start = id.map_or(Bound::Unbounded, Bound::Excluded);
+        let view = self.engine.view().read();
+        let rest = view.entries.range::<str, _>((start, Bound::Unbounded));
+        let found = rest.map(|(_, entry)| entry.clone()).take(most).collect();
+        drop(view);
+        self.seen(found)
     }
 
     fn update(&self, new: Entry) -> StoreFuture<'_, UpdatedEntry> {

@@ -3,6 +3,7 @@
 //! Never decides who may store an entry, nor whether a parent or a federated bundle exists.
 
 use std::{
+    borrow::Borrow,
     collections::BTreeSet,
     fmt,
     str::FromStr,
@@ -188,6 +189,12 @@ pub struct EntryId(Box<str>);
 impl EntryId {
     /// The name.
     pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Borrow<str> for EntryId {
+    fn borrow(&self) -> &str {
         &self.0
     }
 }

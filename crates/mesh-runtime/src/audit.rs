@@ -26,10 +26,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::UNIX_EPOCH;
 
 use tokio::sync::{mpsc, oneshot};
+use tracing::Instrument;
 
 use crate::clock::Clock;
 use crate::errors::{Coded, ErrorChain};
 use crate::metrics::Metrics;
+use crate::telemetry::traces;
 
 mod canonical;
 mod checkpoint;
@@ -281,10 +283,14 @@ impl AuditLog {
 
     /// Begins the record of an act, before it is decided.
     pub fn begin(&self, action: Action, actor: Actor) -> Record {
-        Record {
+        let mut record = Record {
             entry: Some(Box::new(Entry::new(&self.shared.clock, action, actor))),
             log: self.clone(),
+        };
+        if let Some((trace, span)) = traces::current() {
+            record.trace(trace, span);
         }
+        record
     }
 
     /// Writes `log.stop` after everything before it and closes the file. Later records are refused.
@@ -449,7 +455,7 @@ impl Record {
         self.with(|entry| entry.decision = Some(decision))
     }
 
-    /// Ties the record to a trace.
+    /// Ties the record to a trace; one that is begun within a span of a trace is tied to that.
     pub fn trace(&mut self, trace_id: impl Into<String>, span_id: impl Into<String>) -> &mut Self {
         self.with(|entry| {
             entry.trace = Some(Trace {
@@ -489,8 +495,10 @@ impl Record {
         };
         (entry.outcome, entry.code, entry.time) = (outcome, code, log.shared.clock.now());
         let (done, written) = oneshot::channel();
+        let appended = crate::span!("audit append", finial.audit.id = %entry.id);
         place.send(Command::Record(entry, Some(done)));
-        written.await.map_err(|_| AuditError::Closed)?
+        let written = written.instrument(appended).await;
+        written.map_err(|_| AuditError::Closed)?
     }
 
     /// Hands the record over without waiting until it is durable: for denials on a hot path, where nothing is granted.

@@ -62,6 +62,7 @@ impl Metrics {
         metrics
             .locked()
             .register_collector(Box::new(process::Tokio));
+        metrics.locked().register_collector(Box::new(process::Otlp));
         metrics
     }
 
@@ -207,6 +208,8 @@ mod process {
     use prometheus_client::metrics::counter::ConstCounter;
     use prometheus_client::metrics::gauge::ConstGauge;
 
+    use crate::telemetry::traces;
+
     #[derive(Debug)]
     pub(super) struct Process;
 
@@ -262,6 +265,33 @@ mod process {
             for (name, help, value) in values {
                 let metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
                 ConstGauge::new(value as f64).encode(metric)?;
+            }
+            Ok(())
+        }
+    }
+
+    /// `otlp_export_*`: what became of the spans.
+    #[derive(Debug)]
+    pub(super) struct Otlp;
+
+    impl Collector for Otlp {
+        fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+            let (sent, failed) = traces::exported();
+            let values = [
+                (
+                    "otlp_export_sent_spans",
+                    "Spans that the collector took",
+                    sent,
+                ),
+                (
+                    "otlp_export_failed_spans",
+                    "Spans that the collector did not take",
+                    failed,
+                ),
+            ];
+            for (name, help, value) in values {
+                let metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+                ConstCounter::new(value).encode(metric)?;
             }
             Ok(())
         }

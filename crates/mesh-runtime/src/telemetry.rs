@@ -11,6 +11,7 @@
 //! ```
 
 mod control;
+pub mod traces;
 
 use std::borrow::Cow;
 use std::fmt::{self, Write as _};
@@ -23,14 +24,17 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
-use tracing_subscriber::EnvFilter;
 use tracing_subscriber::field::MakeExt;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::fmt::format::debug_fn;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
 use zeroize::Zeroize;
 
 use self::control::Apply;
 pub use self::control::LogControl;
+use self::traces::SpanLayer;
+pub use self::traces::{OtlpOptions, Traces};
 use crate::errors::{Coded, ErrorChain, is_deceptive, untrusted};
 
 /// The form of the log.
@@ -110,9 +114,28 @@ impl Coded for TelemetryError {
 /// # Errors
 /// When the level is not a filter.
 pub fn init(options: &LogOptions) -> Result<(), TelemetryError> {
+    install(options, None)
+}
+
+/// As [`init`], and spans leave the process where a collector is configured. What is returned has to be kept until the end of
+/// the program, and dropped outside of any runtime.
+///
+/// # Errors
+/// When the level is not a filter, or the export cannot be prepared.
+pub fn init_traced(
+    program: &'static str,
+    options: &LogOptions,
+    otlp: &OtlpOptions,
+) -> Result<Traces, TelemetryError> {
+    let traces = Traces::start(program, otlp)?;
+    install(options, traces.layer())?;
+    Ok(traces)
+}
+
+fn install(options: &LogOptions, spans: Option<SpanLayer>) -> Result<(), TelemetryError> {
     let filter = options.filter()?;
     let colours = std::io::stderr().is_terminal();
-    let (subscriber, apply) = subscriber(options.format, filter, std::io::stderr, colours);
+    let (subscriber, apply) = subscriber(options.format, filter, std::io::stderr, colours, spans);
     if tracing::subscriber::set_global_default(subscriber).is_err() {
         tracing::debug!("the log was already set up");
         return Ok(());
@@ -153,25 +176,19 @@ fn subscriber<W>(
     filter: EnvFilter,
     writer: W,
     colours: bool,
+    spans: Option<SpanLayer>,
 ) -> (Box<dyn tracing::Subscriber + Send + Sync>, Arc<Apply>)
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(writer);
-    macro_rules! finished {
-        ($builder:expr) => {{
-            let builder = $builder.with_filter_reloading();
-            let handle = builder.reload_handle();
-            let apply = move |filter| {
-                handle.reload(filter).map_err(|cause| TelemetryError {
-                    cause: cause.into(),
-                })
-            };
-            (Box::new(builder.finish()), Arc::new(apply))
-        }};
-    }
+    let layer = tracing_subscriber::fmt::layer().with_writer(writer);
+    let (filter, handle) = reload::Layer::new(filter);
+    let apply = move |filter| {
+        handle.reload(filter).map_err(|cause| TelemetryError {
+            cause: cause.into(),
+        })
+    };
+    let subscriber = Registry::default().with(spans);
     match format {
         LogFormat::Pretty => {
             // A peer's text in a field must not look like a second record (X-06).
@@ -179,12 +196,20 @@ where
                 "message" => write!(writer, "{}", OneLine(value)),
                 name => write!(writer, "{name}={}", OneLine(value)),
             });
-            let builder = builder.with_target(false).with_ansi(colours);
-            finished!(builder.fmt_fields(fields.delimited(" ")))
+            let layer = layer.with_target(false).with_ansi(colours);
+            let layer = layer.fmt_fields(fields.delimited(" "));
+            (
+                Box::new(subscriber.with(layer.with_filter(filter))),
+                Arc::new(apply),
+            )
         }
         LogFormat::Json => {
-            let builder = builder.json().flatten_event(true);
-            finished!(builder.with_current_span(true).with_span_list(false))
+            let layer = layer.json().flatten_event(true);
+            let layer = layer.with_current_span(true).with_span_list(false);
+            (
+                Box::new(subscriber.with(layer.with_filter(filter))),
+                Arc::new(apply),
+            )
         }
     }
 }
@@ -433,7 +458,7 @@ mod tests {
         let sink = Sink::default();
         let writer = sink.clone();
         let filter = LogOptions::default().filter().unwrap();
-        let (subscriber, _) = subscriber(format, filter, move || writer.clone(), false);
+        let (subscriber, _) = subscriber(format, filter, move || writer.clone(), false, None);
         tracing::subscriber::with_default(subscriber, act);
         String::from_utf8(sink.0.lock().unwrap().clone()).unwrap()
     }
@@ -445,7 +470,8 @@ mod tests {
             let writer = sink.clone();
             let options = LogOptions::default();
             let filter = options.filter().unwrap();
-            let (subscriber, apply) = subscriber(format, filter, move || writer.clone(), false);
+            let (subscriber, apply) =
+                subscriber(format, filter, move || writer.clone(), false, None);
             let control = LogControl::new(&options, apply);
             tracing::subscriber::with_default(subscriber, || {
                 tracing::debug!("before");

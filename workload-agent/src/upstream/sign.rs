@@ -5,9 +5,13 @@ use std::time::Duration;
 
 use futures::{FutureExt as _, future::BoxFuture};
 use mesh_identity::EntryId;
-use mesh_runtime::telemetry::Secret;
+use mesh_runtime::{
+    span,
+    telemetry::{Secret, traces},
+};
 use proto::{convert::IssuedX509Svid, spire::api::server::svid::v1 as svid_wire};
-use tonic::Status;
+use tonic::{Status, metadata::MetadataMap};
+use tracing::Instrument as _;
 
 use super::{Upstream, Verdict, verdict};
 use crate::{
@@ -30,8 +34,14 @@ impl Sign for Upstream {
         call.set_timeout(SIGN_WITHIN);
         let channel = self.channel.borrow().clone();
         let mut client = svid_wire::svid_client::SvidClient::new(channel);
-        let status = match tokio::time::timeout(SIGN_WITHIN, client.batch_new_x509svid(call)).await
-        {
+        let asked = span!(
+            "rotate svid",
+            otel.kind = "client",
+            finial.svids = call.get_ref().params.len()
+        );
+        asked.in_scope(|| carry_trace(&mut call));
+        let answer = client.batch_new_x509svid(call).instrument(asked);
+        let status = match tokio::time::timeout(SIGN_WITHIN, answer).await {
             Ok(Ok(answer)) => {
                 return Ok(answer
                     .into_inner()
@@ -69,7 +79,10 @@ impl MakeToken for Upstream {
             call.set_timeout(SIGN_WITHIN);
             let channel = self.channel.borrow().clone();
             let mut client = svid_wire::svid_client::SvidClient::new(channel);
-            let status = match tokio::time::timeout(SIGN_WITHIN, client.new_jwtsvid(call)).await {
+            let asked = span!("fetch jwt-svid", otel.kind = "client");
+            asked.in_scope(|| carry_trace(&mut call));
+            let answer = client.new_jwtsvid(call).instrument(asked);
+            let status = match tokio::time::timeout(SIGN_WITHIN, answer).await {
                 Ok(Ok(answer)) => match answer.into_inner().svid {
                     Some(svid) => return Ok(Secret::new(svid.token)),
                     None => Status::internal("neither a token nor a reason"),
@@ -84,6 +97,13 @@ impl MakeToken for Upstream {
         }
         .boxed()
     }
+}
+
+/// The server's part of the work goes on in our trace.
+fn carry_trace<T>(call: &mut tonic::Request<T>) {
+    let mut headers = std::mem::take(call.metadata_mut()).into_headers();
+    traces::carry(&mut headers);
+    *call.metadata_mut() = MetadataMap::from_headers(headers);
 }
 
 fn read_result(result: svid_wire::batch_new_x509svid_response::Result) -> Answer {

@@ -1,6 +1,6 @@
 //! `spire.api.server.agent.v1`: how nodes get in, stay in and are shut out.
 
-mod filter;
+pub(super) mod filter;
 mod mask;
 
 use std::pin::Pin;

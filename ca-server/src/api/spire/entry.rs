@@ -1,6 +1,6 @@
 //! `spire.api.server.entry.v1`: entries for administrators, and each agent's own for it.
 
-mod filter;
+pub(super) mod filter;
 mod mask;
 mod sync;
 
@@ -15,11 +15,12 @@ use proto::spire::api::server::entry::v1 as wire;
 use proto::spire::api::types;
 use tonic::{Code, Request, Response, Status, Streaming};
 
-use self::mask::{masked, updated};
+use self::mask::masked;
+pub(super) use self::mask::updated;
 use super::super::{Call, Parts, Refusal};
 use super::item::{at_a_time, begin, finish};
 use super::{ok, seconds};
-use crate::registry::{CreateRefused, Standing, UpdateRefused, entries_page};
+use crate::registry::{CreateRefused, Standing, UpdateRefused};
 
 /// The service.
 pub(crate) struct Service {
@@ -186,7 +187,7 @@ fn not_found() -> Refusal {
 }
 
 /// The fields that the server gives are the server's: revision and time of creation, and the id if none was chosen.
-fn read_new(mut wire: types::Entry, now: i64) -> Result<Entry, Refusal> {
+pub(super) fn read_new(mut wire: types::Entry, now: i64) -> Result<Entry, Refusal> {
     if wire.id.is_empty() {
         wire.id = uuid::Uuid::new_v4().to_string();
     }
@@ -223,18 +224,13 @@ impl wire::entry_server::Entry for Service {
         let call = Call::of(&request)?;
         let (filter, page) = filter::list(request.get_ref(), &self.parts.trust_domain)
             .map_err(|refusal| call.refuse(refusal))?;
-        let all = self
-            .parts
-            .book
-            .list()
-            .await
-            .map_err(|error| call.refuse(error))?;
         let mask = request.get_ref().output_mask.as_ref();
-        let paged = entries_page(all, &filter, &page, |entry| {
+        let paged = self.parts.book.page(&filter, &page, |entry| {
             let entry = masked(entry, mask);
             let size = entry.encoded_len();
             (entry, size)
         });
+        let paged = paged.await.map_err(|error| call.refuse(error))?;
         Ok(Response::new(wire::ListEntriesResponse {
             entries: paged.items,
             next_page_token: paged.next,

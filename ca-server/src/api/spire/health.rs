@@ -5,9 +5,12 @@ use std::pin::Pin;
 use futures::Stream;
 use mesh_runtime::drain::DrainWatch;
 use mesh_runtime::readiness::Readiness;
+use proto::grpc::health::v1::health_server::Health;
+use proto::grpc::health::v1::{
+    HealthCheckRequest, HealthCheckResponse, HealthListRequest, HealthListResponse,
+    health_check_response,
+};
 use tonic::{Code, Request, Response, Status};
-use tonic_health::pb::health_server::Health;
-use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse, health_check_response};
 
 use super::super::{Call, Parts, Refusal};
 
@@ -57,6 +60,18 @@ impl Health for Service {
     ) -> Result<Response<HealthCheckResponse>, Status> {
         of_the_whole(&Call::of(&request)?, request.get_ref())?;
         Ok(Response::new(answer(self.readiness.is_ready())))
+    }
+
+    /// The whole server under its empty name, and nothing else: no other name has a health.
+    async fn list(
+        &self,
+        request: Request<HealthListRequest>,
+    ) -> Result<Response<HealthListResponse>, Status> {
+        Call::of(&request)?;
+        let whole = (String::new(), answer(self.readiness.is_ready()));
+        Ok(Response::new(HealthListResponse {
+            statuses: [whole].into(),
+        }))
     }
 
     type WatchStream = WatchStream;

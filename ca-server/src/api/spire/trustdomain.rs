@@ -1,6 +1,6 @@
 //! `spire.api.server.trustdomain.v1`: the relationships with other trust domains, for administrators.
 
-mod convert;
+pub(super) mod convert;
 
 use std::sync::Arc;
 

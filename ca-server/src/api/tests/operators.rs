@@ -1,14 +1,21 @@
-//! What an operator asks of a running server: its log level, its state, its health.
+//! What an operator asks of a running server: its log level, its state, its health, its services.
 
+use std::collections::{BTreeMap, BTreeSet};
+
+use proto::grpc::health::v1::health_check_response::ServingStatus;
+use proto::grpc::health::v1::health_client::HealthClient;
+use proto::grpc::health::v1::{HealthCheckRequest, HealthListRequest};
 use proto::spire::api::server::debug::v1::GetInfoRequest;
 use proto::spire::api::server::debug::v1::debug_client::DebugClient;
 use proto::spire::api::server::logger::v1 as wire;
 use proto::spire::api::server::logger::v1::logger_client::LoggerClient;
 use proto::spire::api::types::LogLevel;
-use tonic_health::pb::HealthCheckRequest;
-use tonic_health::pb::health_check_response::ServingStatus;
-use tonic_health::pb::health_client::HealthClient;
 
+use prost::Message;
+use prost_types::FileDescriptorProto;
+use tonic_reflection::pb::v1 as reflection;
+
+use super::super::permit;
 use super::*;
 
 #[tokio::test]
@@ -81,6 +88,10 @@ async fn health_is_told_when_asked_and_when_it_changes() {
     assert_eq!(refused.code(), Code::InvalidArgument);
     let now = client.check(HealthCheckRequest::default()).await.unwrap();
     assert_eq!(now.into_inner().status(), ServingStatus::Serving);
+    let all = client.list(HealthListRequest {}).await.unwrap();
+    let all = all.into_inner().statuses;
+    assert_eq!(all.len(), 1, "{all:?}");
+    assert_eq!(all[""].status(), ServingStatus::Serving);
     let watched = client.watch(HealthCheckRequest::default()).await;
     let mut watched = watched.unwrap().into_inner();
     let first = watched.message().await.unwrap().unwrap();
@@ -90,5 +101,79 @@ async fn health_is_told_when_asked_and_when_it_changes() {
     if let Some(told) = then.expect("it is told, or the stream ends").unwrap() {
         assert_eq!(told.status(), ServingStatus::NotServing);
         assert!(watched.message().await.unwrap().is_none());
+    }
+}
+
+/// The services that an administrator is told of, and the file that describes each.
+async fn described(server: &Server) -> BTreeMap<String, FileDescriptorProto> {
+    use reflection::server_reflection_request::MessageRequest;
+    use reflection::server_reflection_response::MessageResponse;
+    let mut client = reflection::server_reflection_client::ServerReflectionClient::new(
+        admin_channel(server).await,
+    );
+    let mut ask = async |request: MessageRequest| {
+        let request = reflection::ServerReflectionRequest {
+            host: String::new(),
+            message_request: Some(request),
+        };
+        let answers = client.server_reflection_info(futures::stream::iter([request]));
+        let answer = answers.await.unwrap().into_inner().message().await;
+        answer.unwrap().unwrap().message_response.unwrap()
+    };
+    let list = match ask(MessageRequest::ListServices(String::new())).await {
+        MessageResponse::ListServicesResponse(list) => list.service,
+        other => panic!("{other:?}"),
+    };
+    let mut found = BTreeMap::new();
+    for service in list {
+        let symbol = MessageRequest::FileContainingSymbol(service.name.clone());
+        let MessageResponse::FileDescriptorResponse(files) = ask(symbol).await else {
+            panic!("{} is not described", service.name);
+        };
+        let file = FileDescriptorProto::decode(&*files.file_descriptor_proto[0]).unwrap();
+        found.insert(service.name, file);
+    }
+    found
+}
+
+#[tokio::test]
+async fn reflection_names_and_describes_just_the_services_of_the_permit_table() {
+    let server = Server::start().await;
+    let described = described(&server).await;
+    let mut rpcs = BTreeSet::new();
+    for (name, file) in &described {
+        let service = file
+            .service
+            .iter()
+            .find(|service| format!("{}.{}", file.package(), service.name()) == *name)
+            .unwrap();
+        rpcs.extend(
+            service
+                .method
+                .iter()
+                .map(|rpc| format!("/{name}/{}", rpc.name())),
+        );
+    }
+    let table: BTreeSet<String> = permit::TABLE
+        .iter()
+        .map(|row| row.path.to_owned())
+        .collect();
+    assert_eq!(
+        rpcs, table,
+        "every service of the table serves at least one RPC"
+    );
+}
+
+#[tokio::test]
+async fn reflection_is_for_local_administrators_only() {
+    let server = Server::start().await;
+    let agent = server.join().await;
+    for channel in [server.anonymous().await, agent.channel] {
+        let request = reflection::ServerReflectionRequest::default();
+        let mut client = reflection::server_reflection_client::ServerReflectionClient::new(channel);
+        let refused = client
+            .server_reflection_info(futures::stream::iter([request]))
+            .await;
+        assert_eq!(refused.unwrap_err().code(), Code::PermissionDenied);
     }
 }

@@ -99,6 +99,13 @@ struct Kubernetes {
     node: Option<Bound>,
 }
 
+/// Reads bytes as a payload and its token.
+pub(in crate::attestation) fn read(bytes: &[u8]) {
+    if let Ok(evidence) = Evidence::parse(bytes) {
+        Claims::parse(evidence.token()).ok();
+    }
+}
+
 #[derive(Deserialize)]
 struct Bound {
     #[serde(default)]

@@ -50,7 +50,9 @@ macro_rules! filter {
 }
 
 /// Which agents, and which page of them.
-pub(super) fn list(request: &wire::ListAgentsRequest) -> Result<(AgentFilter, Page), Refusal> {
+pub(in super::super) fn list(
+    request: &wire::ListAgentsRequest,
+) -> Result<(AgentFilter, Page), Refusal> {
     let filter = filter!(request.filter.as_ref());
     Ok((filter, Page::new(request.page_size, &request.page_token)?))
 }

@@ -35,7 +35,7 @@ macro_rules! filter {
 }
 
 /// Which entries, and which page of them.
-pub(super) fn list(
+pub(in super::super) fn list(
     request: &wire::ListEntriesRequest,
     own: &TrustDomain,
 ) -> Result<(EntryFilter, Page), Refusal> {
@@ -44,7 +44,7 @@ pub(super) fn list(
 }
 
 /// Which entries.
-pub(super) fn count(
+pub(in super::super) fn count(
     request: &wire::CountEntriesRequest,
     own: &TrustDomain,
 ) -> Result<EntryFilter, Refusal> {

@@ -36,7 +36,7 @@ fn kept<T: Default>(keep: bool, value: T) -> T {
 
 /// The entry as an update leaves it: the fields that the mask names are the update's, the others stay. Id, revision and time
 /// of creation are the server's in any case.
-pub(super) fn updated(
+pub(in super::super) fn updated(
     old: &Entry,
     new: &types::Entry,
     mask: Option<&types::EntryMask>,

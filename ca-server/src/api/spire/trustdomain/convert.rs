@@ -11,7 +11,7 @@ use crate::federation::EndpointUrl;
 use crate::store::{EndpointProfile, Relationship, StoredBundle};
 
 /// A relationship with the bundle to begin with, read whole.
-pub(super) fn read(
+pub(in super::super) fn read(
     wire: &types::FederationRelationship,
 ) -> Result<(Relationship, Option<StoredBundle>), Refusal> {
     let trust_domain = domain(&wire.trust_domain)?;
@@ -30,7 +30,7 @@ pub(super) fn read(
 }
 
 /// A relationship as an update leaves it: the fields that the mask names are the update's, the others stay.
-pub(super) fn updated(
+pub(in super::super) fn updated(
     old: &Relationship,
     new: &types::FederationRelationship,
     mask: Option<&types::FederationRelationshipMask>,
