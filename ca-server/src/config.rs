@@ -15,7 +15,7 @@ use crate::authority::{
     AuthoritySettings, KeyType, KeyTypes, MOST_AUDIENCES, SHORTEST_LIFE, TokenSettings,
     UpstreamAuthority,
 };
-use crate::kubernetes::WorkloadsConfig;
+use crate::kubernetes::{PublishConfig, WorkloadsConfig};
 
 /// Everything that a ca-server can be told.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -218,6 +218,8 @@ pub struct K8sPsatConfig {
     pub timeout: HumanDuration,
     /// The cluster's pods get identities by rule. Absent: only by stored entries.
     pub workloads: Option<WorkloadsConfig>,
+    /// The trust bundle is published in the cluster. Absent: it is not.
+    pub publish_bundle: Option<PublishConfig>,
 }
 
 /// The `audit` section.
@@ -355,6 +357,7 @@ impl Default for K8sPsatConfig {
             daemon_set: None,
             timeout: HumanDuration::from_secs(5),
             workloads: None,
+            publish_bundle: None,
         }
     }
 }

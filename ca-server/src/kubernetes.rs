@@ -4,7 +4,7 @@
 //! Never stores an entry for a pod: identities are worked out from the facts of now when an agent asks.
 //!
 //! Reading order: [`facts`] (pods, nodes, namespaces, trimmed), [`rule`] (a `ClusterSPIFFEID`) with [`label_selector`] and
-//! [`template`], [`derive`] (facts and rules → identities), [`state`] (what of it is an agent's), [`watch`] and [`bans`].
+//! [`template`], [`derive`] (facts and rules → identities), [`state`] (what of it is an agent's), [`watch`], [`bans`] and [`publish`].
 
 mod bans;
 pub(crate) mod client;
@@ -12,6 +12,7 @@ mod config;
 mod derive;
 mod facts;
 mod label_selector;
+mod publish;
 mod rule;
 mod state;
 mod template;
@@ -27,18 +28,20 @@ use mesh_runtime::tasks::Tasks;
 
 use self::bans::Bans;
 use self::derive::Setting;
+use self::publish::Publisher;
 use self::state::Reflection;
 use self::watch::Class;
 use crate::config::NodeAttestor;
 use crate::registry::{Derivation, Derived};
-use crate::store::{Node, Nodes};
+use crate::store::{Node, Nodes, StoredBundle};
 
 pub use self::client::ClusterError;
-pub use self::config::WorkloadsConfig;
+pub use self::config::{PublishConfig, WorkloadsConfig};
 
-/// The clusters whose pods get identities by rule.
+/// The clusters whose pods get identities by rule, or that are given our bundle.
 pub struct Clusters {
     by_name: BTreeMap<String, Cluster>,
+    publishers: BTreeMap<String, Publisher>,
     generation: tokio::sync::watch::Sender<u64>,
 }
 
@@ -56,12 +59,23 @@ impl Clusters {
     ) -> Result<Arc<Self>, ClusterError> {
         let mut clusters = Self {
             by_name: BTreeMap::new(),
+            publishers: BTreeMap::new(),
             generation: tokio::sync::watch::Sender::new(0),
         };
         for one in configured {
             let NodeAttestor::K8sPsat(settings) = one else {
                 continue;
             };
+            if let Some(to) = &settings.publish_bundle {
+                let publisher = Publisher {
+                    client: client::client(settings, client::config(settings).await?)?,
+                    to: to.clone(),
+                    limit: settings.timeout.get(),
+                };
+                clusters
+                    .publishers
+                    .insert(settings.cluster.clone(), publisher);
+            }
             let Some(workloads) = &settings.workloads else {
                 continue;
             };
@@ -85,6 +99,21 @@ impl Clusters {
             clusters.by_name.insert(settings.cluster.clone(), cluster);
         }
         Ok(Arc::new(clusters))
+    }
+
+    /// Publishes our bundle where that is wanted, until the tasks are asked to stop.
+    pub fn publish(
+        &self,
+        tasks: &Tasks,
+        bundle: &tokio::sync::watch::Receiver<Arc<StoredBundle>>,
+        clock: &Clock,
+    ) {
+        for (name, publisher) in &self.publishers {
+            let (publisher, bundle, clock) = (publisher.clone(), bundle.clone(), clock.clone());
+            tasks.spawn(&format!("bundle-to-{name}"), |stop| {
+                publisher.run(bundle, clock, stop)
+            });
+        }
     }
 
     /// Follows the clusters until the tasks are asked to stop. The agent of a node that is deleted is banned.

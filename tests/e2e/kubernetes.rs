@@ -2,7 +2,7 @@
 //! process gets an identity, a request passes between proxies, certificates rotate, a wrong caller is denied.
 //! And every token that is not what it should be is refused, each with its own reason in the audit record.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use finial::dev::{files, http, process::Process};
@@ -14,16 +14,16 @@ pub(crate) const AUDIENCE: &str = "ca-server";
 
 /// An authority that trusts the rig's cluster.
 async fn authority(rig: &Rig) -> World {
-    authority_with(rig, "").await
+    authority_with(&rig.kubeconfig(), "").await
 }
 
 /// The same with further lines about the cluster.
-pub(crate) async fn authority_with(rig: &Rig, more: &str) -> World {
+pub(crate) async fn authority_with(kubeconfig: &Path, more: &str) -> World {
     World::with_ca(|config| {
         format!(
             "{config}attestation:\n  node:\n    - k8sPsat:\n        cluster: {CLUSTER}\n        kubeconfig: {}\n        \
              audiences: [{AUDIENCE}]\n        issuer: {}\n        serviceAccounts: [\"mesh:agent\"]\n{more}",
-            rig.kubeconfig().display(),
+            kubeconfig.display(),
             mesh_tests::kube::ISSUER,
         )
     })

@@ -34,7 +34,22 @@ impl Scene {
         ))
         .await;
         let pod = rig.pod("mesh", "agent-1", "agent", "node-1").await;
-        let mut world = authority_with(&rig, &format!("        workloads: {workloads}\n")).await;
+        // With the rights of the manifests and no others: what they lack would be missing below.
+        rig.create(
+            include_str!("../../deploy/kubernetes/namespaces.yaml"),
+            false,
+        )
+        .await;
+        rig.create(
+            include_str!("../../deploy/kubernetes/ca-server-rbac.yaml"),
+            false,
+        )
+        .await;
+        let rights = rig.kubeconfig_of("finial", "ca-server");
+        let more = format!(
+            "        workloads: {workloads}\n        publishBundle: {{ namespace: finial-agents }}\n"
+        );
+        let mut world = authority_with(&rights, &more).await;
         let token = rig
             .token("mesh", "agent", AUDIENCE, Some(("agent-1", &pod)))
             .await;
@@ -172,6 +187,75 @@ async fn a_pod_has_its_identity_by_the_default_rule_on_its_own_node_and_until_it
     scene.rig.pod("shop", "till", "cashier", "node-1").await;
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert!(scene.identities(&till).is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_manifests_are_admitted_and_the_trust_bundle_is_where_they_mount_it() {
+    let Some(scene) = Scene::start("{ defaultRule: true }").await else {
+        return;
+    };
+    let rig = &scene.rig;
+    let server = rig
+        .create(include_str!("../../deploy/kubernetes/ca-server.yaml"), true)
+        .await;
+    let agent = include_str!("../../deploy/kubernetes/workload-agent.yaml");
+    let (account, _) = agent.split_once("\n---\n").expect("the account is first");
+    let agents = rig.create(agent, true).await;
+    rig.create(account, false).await;
+
+    let of_kind = |all: &[Value], kind: &str| {
+        let found = all.iter().find(|object| object["kind"] == kind);
+        found.unwrap_or_else(|| panic!("no {kind}")).clone()
+    };
+    let mut spec = of_kind(&server, "StatefulSet")["spec"]["template"]["spec"].clone();
+    let volumes = spec["volumes"].as_array_mut().expect("a list");
+    volumes.push(json!({ "name": "data", "emptyDir": {} })); // the claim's place
+    assert!(rig.would_admit("finial", "ca-server-0", &spec).await);
+    let spec = &of_kind(&agents, "DaemonSet")["spec"]["template"]["spec"];
+    assert!(rig.would_admit("finial-agents", "agent", spec).await);
+    assert!(
+        !rig.would_admit("finial", "agent", spec).await,
+        "the agents' pod would be admitted beside ca-server: the level is not enforced"
+    );
+    for (objects, program) in [(&server, "ca-server"), (&agents, "workload-agent")] {
+        let file = format!("{program}.yaml");
+        let map = of_kind(objects, "ConfigMap");
+        let path = scene
+            .world
+            .write(&file, map["data"][&file].as_str().expect("a file"));
+        let arguments = ["validate", "--config", &path.display().to_string()];
+        programs::succeed(program, &arguments, &scene.world.path(""));
+    }
+
+    let socket = scene.world.file("ca-admin.sock");
+    let arguments = [
+        "bundle",
+        "show",
+        "--format",
+        "pem",
+        "--admin-socket",
+        &socket,
+    ];
+    let roots = programs::succeed("ca-server", &arguments, &scene.world.path(""));
+    let published = async |path: &str, at: &str| {
+        let found = eventually::within(Duration::from_secs(20), async || {
+            let object = rig.object(path).await.unwrap_or_default();
+            object
+                .pointer(at)
+                .is_some_and(|text| text.as_str().map(str::trim) == Some(roots.trim()))
+        });
+        assert!(found.await, "{path} does not hold the roots");
+    };
+    published(
+        "/api/v1/namespaces/finial-agents/configmaps/spire-bundle",
+        "/data/bundle.crt",
+    )
+    .await;
+    published(
+        "/apis/certificates.k8s.io/v1/clustertrustbundles/mesh.finial.dev:spiffe:bundle",
+        "/spec/trustBundle",
+    )
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -32,6 +32,8 @@ pub struct Rig {
     etcd: Child,
     apiserver: Child,
     client: Client,
+    pki: Pki,
+    port: u16,
 }
 
 impl Rig {
@@ -108,6 +110,8 @@ impl Rig {
             etcd,
             apiserver,
             client,
+            pki,
+            port,
         };
         let ready = eventually::within(Duration::from_secs(60), || {
             let client = rig.client.clone();
@@ -123,6 +127,76 @@ impl Rig {
     /// The administrator's kubeconfig: what ca-server is given.
     pub fn kubeconfig(&self) -> PathBuf {
         self.dir.path().join("admin.kubeconfig")
+    }
+
+    /// A kubeconfig of a service account, with the rights that it has and no others.
+    pub fn kubeconfig_of(&self, namespace: &str, account: &str) -> PathBuf {
+        let name = format!("system:serviceaccount:{namespace}:{account}");
+        let groups = [
+            "system:serviceaccounts",
+            &format!("system:serviceaccounts:{namespace}"),
+        ];
+        let text = self.pki.kubeconfig(self.port, &name, &groups);
+        let path = self
+            .dir
+            .path()
+            .join(format!("{namespace}-{account}.kubeconfig"));
+        fs::write(&path, text).expect("the kubeconfig is written");
+        path
+    }
+
+    /// Creates the objects of a manifest, or only has them judged.
+    pub async fn create(&self, manifest: &str, only_judge: bool) -> Vec<Value> {
+        let query = if only_judge {
+            "?dryRun=All&fieldValidation=Strict"
+        } else {
+            "?fieldValidation=Strict"
+        };
+        let mut made = Vec::new();
+        for document in manifest.split("\n---\n") {
+            let field = |name: &str| {
+                let line = document.lines().find_map(|line| line.strip_prefix(name));
+                line.map(str::trim)
+            };
+            let (version, kind) = (field("apiVersion:"), field("kind:"));
+            let (version, kind) = (version.expect("a version"), kind.expect("a kind"));
+            let group = match version.contains('/') {
+                true => format!("/apis/{version}"),
+                false => format!("/api/{version}"),
+            };
+            let namespace = field("  namespace:").map(|name| format!("/namespaces/{name}"));
+            let path = format!(
+                "{group}{}/{}s{query}",
+                namespace.unwrap_or_default(),
+                kind.to_lowercase()
+            );
+            let request = http::Request::post(path);
+            made.push(
+                self.send(request, "application/yaml", document.to_owned())
+                    .await,
+            );
+        }
+        made
+    }
+
+    /// Whether the API server would admit this pod.
+    pub async fn would_admit(&self, namespace: &str, name: &str, spec: &Value) -> bool {
+        let path = format!("/api/v1/namespaces/{namespace}/pods?dryRun=All");
+        let body = json!({ "metadata": { "name": name }, "spec": spec });
+        let request = http::Request::post(path)
+            .header("content-type", "application/json")
+            .body(body.to_string().into_bytes())
+            .expect("a request");
+        let answer = self.client.request::<Value>(request).await;
+        if let Err(error) = &answer {
+            println!("{namespace}/{name}: {error}");
+        }
+        answer.is_ok()
+    }
+
+    /// An object, if it is there.
+    pub async fn object(&self, path: &str) -> Option<Value> {
+        get(&self.client, path).await.ok()
     }
 
     /// A namespace with the service account `account` in it. Nobody else makes accounts here.

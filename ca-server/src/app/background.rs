@@ -56,6 +56,8 @@ impl Background {
     pub(super) fn start(self, tasks: &Tasks) {
         self.clusters
             .start(tasks, &self.stores.nodes, &self.audit, &self.clock);
+        self.clusters
+            .publish(tasks, &self.authority.bundle(), &self.clock);
         let federation = self.federation;
         tasks.spawn("federation", |stop| federation::run(federation, stop));
         let (authority, clock) = (self.authority.clone(), self.clock.clone());

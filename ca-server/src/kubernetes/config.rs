@@ -1,4 +1,4 @@
-//! Decides what an operator can set about the pods of a cluster.
+//! Decides what an operator can set about the pods of a cluster and what is published there.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -24,6 +24,28 @@ impl Default for WorkloadsConfig {
             class_name: String::new(),
             watch_classless: false,
             cluster_domain: "cluster.local".into(),
+        }
+    }
+}
+
+/// The `publishBundle` section of a cluster: the trust bundle, for pods to mount.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PublishConfig {
+    /// The namespace of the ConfigMap: that of the agents, which can mount only what lies beside them.
+    pub namespace: String,
+    /// The name of the ConfigMap. Its keys are `bundle.crt` (PEM, as SPIRE's) and `bundle.spiffe` (JSON).
+    pub config_map: String,
+    /// Publish a ClusterTrustBundle too, where the API server has that kind.
+    pub cluster_trust_bundle: bool,
+}
+
+impl Default for PublishConfig {
+    fn default() -> Self {
+        Self {
+            namespace: "spire".into(),
+            config_map: "spire-bundle".into(),
+            cluster_trust_bundle: true,
         }
     }
 }
