@@ -5,6 +5,7 @@ use std::{path::PathBuf, process::ExitCode};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::dev;
+use crate::policy::{self, Policy};
 
 /// Finial's tool for people.
 #[derive(Debug, Parser)]
@@ -20,6 +21,11 @@ enum Command {
     Dev {
         #[command(subcommand)]
         command: Dev,
+    },
+    /// Policy files and recorded traffic: check, test, explain, simulate
+    Policy {
+        #[command(subcommand)]
+        verb: Policy,
     },
 }
 
@@ -61,5 +67,6 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Dev {
             command: Dev::Up(options),
         } => dev::main(options),
+        Command::Policy { verb } => policy::main(&verb).into(),
     }
 }

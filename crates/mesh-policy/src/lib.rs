@@ -11,6 +11,7 @@
 //! * [`compile`] makes the [`CompiledPolicy`] of one door of one workload;
 //! * [`facts`] is what is known of a connection or a request: a path is canonical or refused;
 //! * [`decide`] is the pure function from facts to a [`Verdict`];
+//! * [`lint`] tells what a valid file may not have meant; [`simulate`] asks cases and recorded requests;
 //! * [`explain`] tells, for one verdict, every rule that was tried and which condition failed.
 //!
 //! The names are Istio's. Where the meaning differs it is stricter, and the differences are listed in
@@ -22,10 +23,12 @@ pub mod decide;
 mod document;
 pub mod explain;
 pub mod facts;
+pub mod lint;
 pub mod model;
 mod pattern;
 pub mod problem;
 mod reader;
+pub mod simulate;
 pub mod validate;
 
 pub use authentication::{JwtRule, KeySource, Posture};

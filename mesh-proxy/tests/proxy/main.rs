@@ -6,6 +6,7 @@
 mod authentication;
 mod command_line;
 mod identity;
+mod mesh_rows;
 mod policy;
 mod tcp;
 mod traffic;

@@ -116,7 +116,8 @@ async fn what_is_forwarded_is_byte_by_byte_what_was_decided() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn px_10_the_smuggling_matrix_ends_in_a_refusal_or_in_one_canonical_request() {
+async fn px_10_mesh_c1_12_and_23_the_smuggling_matrix_ends_in_a_refusal_or_in_one_canonical_request()
+ {
     let pair = pair().await;
     let door = pair.pay.door("inbound");
     let hidden = "GET /SMUGGLED HTTP/1.1\r\nHost: pay\r\n\r\n";
@@ -258,7 +259,7 @@ async fn mesh_c1_21_and_px_20_identity_is_said_by_the_proxy_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn px_16_doubtful_authorities_are_refused_in_http_2_too() {
+async fn px_16_mesh_c1_14_doubtful_authorities_are_refused_in_http_2_too() {
     let pair = pair().await;
     let door = pair.pay.door("inbound");
     let send = async |uri: &str, host: Option<&str>, method: &str| {

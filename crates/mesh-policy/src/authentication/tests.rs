@@ -187,7 +187,7 @@ fn a_date_is_a_day_or_a_second_in_utc_and_nothing_else() {
 }
 
 #[test]
-fn a_request_authentication_says_whose_tokens_by_which_keys() {
+fn mesh_c1_59_keys_stand_in_the_document_or_in_a_file_and_no_address_is_asked_for_them() {
     let request = |rule: &str| {
         document(
             "RequestAuthentication",

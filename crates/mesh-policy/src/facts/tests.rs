@@ -11,7 +11,7 @@ fn refused(path: &str) -> PathRefusal {
 }
 
 #[test]
-fn ordinary_paths_are_accepted_as_they_are() {
+fn mesh_c1_9_ordinary_paths_and_double_encodings_are_accepted_as_they_are() {
     for path in [
         "/",
         "/charge",
