@@ -46,7 +46,7 @@ use crate::fleet::Fleet;
 use crate::issuance::{Attribution, Issuer};
 use crate::metrics::Metrics;
 use crate::registry::{EntryBook, Registry};
-use crate::store::{Bundles, Nodes, Snapshots, Tokens};
+use crate::store::{Bundles, Issued, Nodes, Snapshots, Tokens};
 
 /// What the handlers work with: the narrowest handle of each part.
 #[derive(Clone)]
@@ -93,6 +93,8 @@ pub struct Parts {
     pub log: LogControl,
     /// What this server shows to its peers.
     pub identity: IdentityCell,
+    /// The record of what was signed.
+    pub issued: Arc<dyn Issued>,
     /// Certificates in one request.
     pub most_certificates: usize,
 }
@@ -109,6 +111,7 @@ pub fn routes(parts: &Parts) -> Routes {
         .add_service(spire::debug(parts))
         .add_service(spire::health(parts))
         .add_service(finial::feed(parts))
+        .add_service(finial::authority(parts))
         .add_service(finial::backup(parts))
         .add_service(reflection::present())
         .add_service(reflection::older());

@@ -258,6 +258,7 @@ pub async fn build(config: &CaServerConfig, given: Given) -> anyhow::Result<App>
         nodes: stores.nodes.clone(),
         tokens: stores.tokens.clone(),
         snapshots: stores.snapshots.clone(),
+        issued: stores.issued.clone(),
         issuer: issuer.clone(),
         authority: authority.clone(),
         attestors: Arc::new(attestors),

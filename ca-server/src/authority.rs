@@ -14,6 +14,7 @@ mod tests;
 mod token;
 mod upstream;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -150,6 +151,14 @@ pub struct SlotStatus {
     pub not_before: SystemTime,
     /// End of validity.
     pub not_after: SystemTime,
+}
+
+/// The ids of the tainted X.509 authorities.
+pub fn tainted(slots: &[SlotStatus]) -> BTreeSet<String> {
+    let x509 = slots.iter().filter(|slot| slot.kind == AuthorityKind::X509);
+    x509.filter(|slot| slot.tainted)
+        .map(|slot| slot.authority_id.clone())
+        .collect()
 }
 
 /// The authorities of both kinds. They rest in one journal, so that journal and bundle cannot disagree about either.

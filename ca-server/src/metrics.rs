@@ -26,6 +26,7 @@ pub struct Metrics {
     agents_connected: Gauge,
     entries: Gauge,
     lacking: Gauge,
+    tainted: Family<Vec<(&'static str, String)>, Gauge>,
     backup: Gauge,
     ratelimited: Family<Labels<1>, Counter>,
     feed_refused: Counter,
@@ -59,6 +60,7 @@ impl Metrics {
                 "ca_server_authority_agents_lacking",
                 "Agents that have not acknowledged a new authority whose turn has come",
             ),
+            tainted: Family::default(),
             backup: registry.gauge(
                 "ca_server_backup_last_success_timestamp_seconds",
                 "When the last backup was taken since this start, seconds since 1970",
@@ -98,6 +100,11 @@ impl Metrics {
             "ca_server_authority_expiration_timestamp_seconds",
             "End of an authority of this server, seconds since 1970",
             metrics.authorities.clone(),
+        );
+        registry.register(
+            "ca_server_authority_tainted_svids",
+            "X509-SVIDs of a tainted authority that have not ended and whose holder was given no later one",
+            metrics.tainted.clone(),
         );
         registry.register(
             "ca_server_ratelimited",
@@ -234,6 +241,16 @@ impl Metrics {
                 i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
             });
             self.authorities.get_or_create(&labels).set(end);
+        }
+    }
+
+    /// What is left of each tainted authority.
+    pub(crate) fn tainted<'a>(&self, left: impl IntoIterator<Item = (&'a str, usize)>) {
+        self.tainted.clear();
+        for (authority, svids) in left {
+            let labels = vec![("authority_id", authority.to_owned())];
+            let svids = i64::try_from(svids).unwrap_or(i64::MAX);
+            self.tainted.get_or_create(&labels).set(svids);
         }
     }
 

@@ -548,6 +548,12 @@ pub trait Issued: Send + Sync {
         let found = self.find(BTreeSet::from([serial.to_owned()]));
         async move { Ok(found.await?.pop()) }.boxed()
     }
+    /// The certificates of some authorities that have not ended and whose holder was given no later one. Reads all that is remembered.
+    fn held(
+        &self,
+        authorities: BTreeSet<String>,
+        now: SystemTime,
+    ) -> StoreFuture<'_, Vec<IssuedRecord>>;
     /// How many are remembered.
     fn count(&self) -> StoreFuture<'_, u64>;
     /// Forgets certificates that ended before `now`; answers how many.

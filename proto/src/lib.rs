@@ -152,6 +152,10 @@ pub mod finial {
     pub mod feed {
         generated!(v1, "finial.feed.v1.rs");
     }
+    /// How a change of authorities goes on.
+    pub mod authority {
+        generated!(v1, "finial.authority.v1.rs");
+    }
     /// A backup of a running server.
     pub mod backup {
         generated!(v1, "finial.backup.v1.rs");

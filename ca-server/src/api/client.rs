@@ -30,7 +30,10 @@ use tonic::{Code, Status};
 use tower::service_fn;
 
 pub use self::agent::ListedAgent;
-pub use self::authority::{AuthorityTurn, ListedAuthorities, ListedAuthority, UpstreamTurn};
+pub use self::authority::{
+    AuthorityProgress, AuthorityTurn, ListedAuthorities, ListedAuthority, ListedTaint, SomeAgents,
+    UpstreamTurn,
+};
 pub use self::backup::FetchError;
 pub use self::entry::NewEntry;
 pub use self::federation::{ListedRelationship, NewRelationship};

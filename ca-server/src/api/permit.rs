@@ -131,6 +131,7 @@ pub const TABLE: &[Row] = &[
     row("/spire.api.server.trustdomain.v1.TrustDomain/BatchUpdateFederationRelationship", ADMIN, "federation.update", Audit::Each, Limit::None),
     row("/spire.api.server.trustdomain.v1.TrustDomain/BatchDeleteFederationRelationship", ADMIN, "federation.delete", Audit::Each, Limit::None),
     row("/spire.api.server.trustdomain.v1.TrustDomain/RefreshBundle", ADMIN, "federation.refresh", Audit::Call, Limit::None),
+    row("/finial.authority.v1.Authority/GetProgress", ADMIN, "authority.read", Audit::Call, Limit::None),
     row("/spire.api.server.localauthority.v1.LocalAuthority/GetJWTAuthorityState", ADMIN, "authority.read", Audit::Call, Limit::None),
     row("/spire.api.server.localauthority.v1.LocalAuthority/PrepareJWTAuthority", ADMIN, "authority.prepare", Audit::Call, Limit::None),
     row("/spire.api.server.localauthority.v1.LocalAuthority/ActivateJWTAuthority", ADMIN, "authority.activate", Audit::Call, Limit::None),

@@ -1,6 +1,7 @@
 //! What runs besides the doors: the authority's rotation, our own SVID, the audit log's signatures, housekeeping, and the
 //! watch over the store.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -23,7 +24,7 @@ use crate::issuance::Issuer;
 use crate::kubernetes::Clusters;
 use crate::metrics::{Metrics, kind, state};
 use crate::registry::Registry;
-use crate::store::{Nodes, StoreError, StoreHealth, Stores};
+use crate::store::{Issued, Nodes, StoreError, StoreHealth, Stores};
 
 /// How often what is over is thrown away.
 const HOUSEKEEPING: Duration = Duration::from_secs(60);
@@ -77,6 +78,11 @@ impl Background {
             (self.authority.clone(), self.audit, self.metrics.clone());
         tasks.spawn("authority-watch", |stop| {
             watch_authority(authority, audit, metrics, stop)
+        });
+        let (authority, metrics) = (self.authority.clone(), self.metrics.clone());
+        let (issued, clock) = (self.stores.issued.clone(), self.clock.clone());
+        tasks.spawn("taint-watch", |stop| {
+            watch_taint(authority, issued, metrics, clock, stop)
         });
         let (cell, issuer, authority) = (self.identity, self.issuer, self.authority);
         let (id, clock, ready) = (self.own_id, self.clock.clone(), self.identity_ready);
@@ -151,6 +157,56 @@ async fn throw_away(stores: &Stores, clock: &Clock) -> Result<(), StoreError> {
         stores.issued.prune(before).await?;
     }
     Ok(())
+}
+
+/// Counts what is left of tainted authorities, until nothing is.
+async fn watch_taint(
+    authority: Arc<Authority>,
+    issued: Arc<dyn Issued>,
+    metrics: Metrics,
+    clock: Clock,
+    stop: Stop,
+) -> Result<(), StoreError> {
+    let mut status = authority.status();
+    let mut done = BTreeSet::new();
+    loop {
+        let tainted = authority::tainted(&status.borrow_and_update());
+        done.retain(|id| tainted.contains(id));
+        let open: BTreeSet<_> = tainted.difference(&done).cloned().collect();
+        let mut left: BTreeMap<_, _> = tainted.iter().map(|id| (id.as_str(), 0)).collect();
+        if !open.is_empty() {
+            match issued.held(open.clone(), clock.now()).await {
+                Ok(held) => {
+                    for certificate in &held {
+                        if let Some(svids) = left.get_mut(certificate.authority_id.as_str()) {
+                            *svids += 1;
+                        }
+                    }
+                    // It signs nothing any more: what is gone does not come back.
+                    let gone = open.iter().filter(|id| left.get(id.as_str()) == Some(&0));
+                    for id in gone {
+                        tracing::info!(authority = %id, "all that a tainted authority signed is replaced or has ended");
+                        done.insert(id.clone());
+                    }
+                    metrics.tainted(left);
+                }
+                Err(error) => {
+                    tracing::warn!(code = error.code(), error = %ErrorChain(&error), "what is left of a tainted authority could not be counted");
+                }
+            }
+        } else {
+            metrics.tainted(left);
+        }
+        let wait = async {
+            tokio::select! {
+                () = clock.sleep(COUNTING), if !open.is_empty() => {}
+                changed = status.changed() => drop(changed),
+            }
+        };
+        if stop.unless_stopped(wait).await.is_none() {
+            return Ok(());
+        }
+    }
 }
 
 /// Each transition of an authority is on record and in the metrics. The states at start are transitions of an earlier life.

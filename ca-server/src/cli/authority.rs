@@ -7,12 +7,15 @@ use serde_json::{Value, json};
 use super::CommandError;
 use super::args::Socket;
 use super::show::{done, line, rfc3339, rows};
-use crate::api::client::{AuthorityTurn, ListedAuthorities, ListedAuthority, UpstreamTurn};
+use crate::api::client::{
+    AuthorityProgress, AuthorityTurn, ListedAuthorities, ListedAuthority, ListedTaint, SomeAgents,
+    UpstreamTurn,
+};
 use crate::authority::AuthorityKind;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum AuthorityVerb {
-    /// Show the authorities of both kinds
+    /// Show the authorities of both kinds, for whom a turn waits, and who still holds what a tainted one signed
     Show {
         #[command(flatten)]
         socket: Socket,
@@ -91,7 +94,16 @@ pub(super) async fn run(verb: AuthorityVerb, output: Output) -> Result<Exit, Com
             for kind in [AuthorityKind::X509, AuthorityKind::Jwt] {
                 shown.push((kind, client.authorities(kind).await?));
             }
-            Ok(cli::print(&authorities(&shown, output)))
+            let progress = client.authority_progress().await?;
+            Ok(cli::print(&match output {
+                Output::Json => {
+                    let mut all = authorities_json(&shown);
+                    all["waitsFor"] = agents_json(&progress.waits_for);
+                    all["tainted"] = progress.tainted.iter().map(tainted_json).collect();
+                    line(&all)
+                }
+                Output::Table => authorities(&shown, output) + &progress_text(&progress),
+            }))
         }
         AuthorityVerb::X509 { verb } => of_kind(AuthorityKind::X509, verb, output).await,
         AuthorityVerb::Jwt { verb } => of_kind(AuthorityKind::Jwt, verb, output).await,
@@ -165,20 +177,7 @@ fn turned(kind: AuthorityKind, past: &str, authority: &ListedAuthority, output: 
 
 fn authorities(kinds: &[(AuthorityKind, ListedAuthorities)], output: Output) -> String {
     match output {
-        Output::Json => {
-            let kinds: serde_json::Map<_, _> = kinds
-                .iter()
-                .map(|(kind, all)| {
-                    let states = json!({
-                        "active": all.active.as_ref().map(authority_json),
-                        "prepared": all.prepared.as_ref().map(authority_json),
-                        "old": all.old.as_ref().map(authority_json),
-                    });
-                    (names(*kind).1.to_owned(), states)
-                })
-                .collect();
-            line(&Value::Object(kinds))
-        }
+        Output::Json => line(&authorities_json(kinds)),
         Output::Table => {
             let mut blocks = Vec::new();
             for (kind, all) in kinds {
@@ -197,6 +196,58 @@ fn authorities(kinds: &[(AuthorityKind, ListedAuthorities)], output: Output) -> 
             blocks.join("\n")
         }
     }
+}
+
+fn authorities_json(kinds: &[(AuthorityKind, ListedAuthorities)]) -> Value {
+    let kinds: serde_json::Map<_, _> = kinds
+        .iter()
+        .map(|(kind, all)| {
+            let states = json!({
+                "active": all.active.as_ref().map(authority_json),
+                "prepared": all.prepared.as_ref().map(authority_json),
+                "old": all.old.as_ref().map(authority_json),
+            });
+            (names(*kind).1.to_owned(), states)
+        })
+        .collect();
+    Value::Object(kinds)
+}
+
+fn agents_json(agents: &SomeAgents) -> Value {
+    json!({ "count": agents.count, "agents": agents.ids })
+}
+
+fn tainted_json(tainted: &ListedTaint) -> Value {
+    json!({
+        "authorityId": tainted.authority_id,
+        "svids": tainted.svids,
+        "heldBy": agents_json(&tainted.agents),
+    })
+}
+
+/// Nothing, if nothing is under way.
+fn progress_text(progress: &AuthorityProgress) -> String {
+    let named = |heading: &str, agents: &SomeAgents| {
+        let mut text = rows(&[(heading, agents.count.to_string())]);
+        for id in &agents.ids {
+            text += &rows(&[("Agent", id.clone())]);
+        }
+        text
+    };
+    let mut text = String::new();
+    if progress.waits_for.count > 0 {
+        text += "\nThe next turn waits for agents:\n";
+        text += &named("Agents", &progress.waits_for);
+    }
+    for tainted in &progress.tainted {
+        text += "\nTainted X.509 authority:\n";
+        text += &rows(&[
+            ("Authority ID", tainted.authority_id.clone()),
+            ("SVIDs left", tainted.svids.to_string()),
+        ]);
+        text += &named("Held by agents", &tainted.agents);
+    }
+    text
 }
 
 fn authority_json(authority: &ListedAuthority) -> Value {

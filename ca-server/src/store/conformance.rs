@@ -42,6 +42,7 @@ macro_rules! suite {
             the_journal_is_read_as_it_was_written
             a_certificate_is_remembered_before_it_is_handed_out
             pruning_many_certificates_forgets_them_all
+            what_an_authority_signed_is_held_until_a_later_one_takes_its_place_or_it_ends
             rows_of_every_size_up_to_the_limit_come_back
         );
     };
@@ -1119,4 +1120,51 @@ pub(super) async fn rows_of_every_size_up_to_the_limit_come_back(stores: Stores)
             .map(|journal| journal.len()),
         Some(1_000_000)
     );
+}
+
+pub(super) async fn what_an_authority_signed_is_held_until_a_later_one_takes_its_place_or_it_ends(
+    stores: Stores,
+) {
+    let signed = |serial: &str, agent: &str, entry: Option<&str>, authority: &str, second: u64| {
+        IssuedRecord {
+            serial: serial.into(),
+            agent_id: Some(id(&format!("/spire/agent/{agent}"))),
+            entry_id: entry.map(|entry| entry.parse().expect("an entry id")),
+            authority_id: authority.into(),
+            issued_at: at(second),
+            not_after: at(second + 10),
+            ..certificate("00", 0)
+        }
+    };
+    let held = async |second: u64| -> Vec<String> {
+        let held = stores
+            .issued
+            .held(BTreeSet::from(["old".to_owned()]), at(second));
+        let mut held: Vec<_> = held
+            .await
+            .expect("read")
+            .into_iter()
+            .map(|one| one.serial)
+            .collect();
+        held.sort();
+        held
+    };
+    for (serial, agent, entry, authority, second) in [
+        ("01", "a", None, "old", 0),
+        ("02", "a", Some("web"), "old", 1),
+        ("03", "b", Some("web"), "old", 2),
+        ("04", "b", Some("web"), "old", 3),
+        ("05", "a", Some("db"), "new", 3),
+    ] {
+        let record = signed(serial, agent, entry, authority, second);
+        stores.issued.record(vec![record]).await.expect("stored");
+    }
+    assert_eq!(held(4).await, ["01", "02", "04"], "one of each holder");
+    let later = vec![
+        signed("06", "a", None, "new", 5),
+        signed("07", "b", Some("web"), "new", 5),
+    ];
+    stores.issued.record(later).await.expect("stored");
+    assert_eq!(held(5).await, ["02"], "what came later counts");
+    assert_eq!(held(11).await, [""; 0], "and what has ended does not");
 }

@@ -1,7 +1,7 @@
 //! What each call of the store's traits does to its rows, whatever engine holds them.
 //! Every change is one transaction: all of its rows become durable together, or none.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::ops::{Bound, ControlFlow};
 use std::sync::Arc;
@@ -747,6 +747,32 @@ fn forget_issued(tx: &mut Tx<'_>, now: SystemTime) -> Result<(u64, bool), StoreE
     Ok((forgotten, left == 0))
 }
 
+impl<E: Engine> Store<E> {
+    /// Shows every certificate that is remembered, by the time when they end.
+    fn each_issued(
+        &self,
+        mut show: impl FnMut(IssuedRow) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        let mut failed = None;
+        let mut take = |row: &[u8]| {
+            decode::<IssuedRows>(row)?
+                .0
+                .into_iter()
+                .try_for_each(&mut show)
+        };
+        self.engine
+            .pages()
+            .scan(&Table::Issued.key(&[]), &mut |_, row| match take(row) {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(error) => {
+                    failed = Some(error);
+                    ControlFlow::Break(())
+                }
+            })?;
+        failed.map_or(Ok(()), Err)
+    }
+}
+
 /// One call's certificates are one row, by the time when the last of them ends: what is written most often is written at one end
 /// of the tree, and what has ended lies together. A serial is asked for by people only, so nothing is kept to find it fast.
 impl<E: Engine> Issued for Store<E> {
@@ -764,24 +790,38 @@ impl<E: Engine> Issued for Store<E> {
 
     fn find(&self, serials: BTreeSet<String>) -> StoreFuture<'_, Vec<IssuedRecord>> {
         async move {
-            let (mut found, mut failed) = (Vec::new(), None);
-            let mut take = |row: &[u8]| {
-                let rows = decode::<IssuedRows>(row)?.0.into_iter();
-                for row in rows.filter(|row| serials.contains(&row.serial)) {
+            let mut found = Vec::new();
+            self.each_issued(|row| {
+                if serials.contains(&row.serial) {
                     found.push(row.try_into()?);
                 }
                 Ok(())
-            };
-            self.engine
-                .pages()
-                .scan(&Table::Issued.key(&[]), &mut |_, row| match take(row) {
-                    Ok(()) => ControlFlow::Continue(()),
-                    Err(error) => {
-                        failed = Some(error);
-                        ControlFlow::Break(())
-                    }
-                })?;
-            failed.map_or(Ok(found), Err)
+            })?;
+            Ok(found)
+        }
+        .boxed()
+    }
+
+    fn held(
+        &self,
+        authorities: BTreeSet<String>,
+        now: SystemTime,
+    ) -> StoreFuture<'_, Vec<IssuedRecord>> {
+        async move {
+            let mut newest: BTreeMap<_, IssuedRow> = BTreeMap::new();
+            self.each_issued(|row| {
+                let held = newest.entry(row.holder());
+                let held = held.or_insert_with(|| row.clone());
+                if held.issued_at <= row.issued_at {
+                    *held = row;
+                }
+                Ok(())
+            })?;
+            let by_them = newest.into_values();
+            by_them
+                .filter(|row| authorities.contains(&row.authority_id) && now < row.not_after)
+                .map(IssuedRecord::try_from)
+                .collect()
         }
         .boxed()
     }

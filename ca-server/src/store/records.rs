@@ -302,15 +302,25 @@ impl TryFrom<RelationshipRow> for Relationship {
 pub(super) struct JournalRow(pub(super) Vec<u8>);
 row!(JournalRow, "authority journal", 1);
 
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 pub(super) struct IssuedRow {
     pub(super) serial: String,
     spiffe_id: String,
     entry_id: Option<String>,
     agent_id: Option<String>,
-    authority_id: String,
-    not_after: SystemTime,
-    issued_at: SystemTime,
+    pub(super) authority_id: String,
+    pub(super) not_after: SystemTime,
+    pub(super) issued_at: SystemTime,
+}
+
+impl IssuedRow {
+    /// Who holds it: it takes the place of what the same one was given before.
+    pub(super) fn holder(&self) -> (Option<String>, Option<String>, String) {
+        let Self {
+            agent_id, entry_id, ..
+        } = self;
+        (agent_id.clone(), entry_id.clone(), self.spiffe_id.clone())
+    }
 }
 
 /// What one call was given.

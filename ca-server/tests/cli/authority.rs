@@ -44,7 +44,14 @@ fn an_authority_of_either_kind_is_prepared_activated_tainted_and_revoked() {
         assert_eq!(turn("revoke", &first)["revoked"], before["active"]);
         assert_eq!(state(&server, kind)["old"], Value::Null);
     }
+    let none = json!({ "count": 0, "agents": [] });
+    let table = server.text(&["authority", "show"]);
+    assert!(
+        !table.contains("waits") && !table.contains("Tainted"),
+        "{table}"
+    );
     let both = server.json(&["authority", "show"]);
+    assert_eq!((&both["waitsFor"], &both["tainted"]), (&none, &json!([])));
     assert_eq!(both["x509"], state(&server, "x509"));
     assert_eq!(both["jwt"], state(&server, "jwt"));
 }
@@ -152,4 +159,41 @@ fn an_upstream_authority_is_shown_replaced_tainted_and_revoked() {
         format!("upstream authority revoked: {}\n", ids[0])
     );
     assert_eq!(server.text(&["bundle", "show"]).matches("BEGIN").count(), 1);
+}
+
+#[test]
+fn what_a_tainted_authority_signed_is_counted_until_a_later_one_takes_its_place() {
+    let server = Server::start();
+    let mint = [
+        "svid",
+        "mint",
+        "x509",
+        "--spiffe-id",
+        "spiffe://dev.test/web",
+    ];
+    server.text(&mint);
+    let first = id(&state(&server, "x509")["active"]);
+    let prepared = server.json(&["authority", "x509", "prepare"])["prepared"].clone();
+    server.text(&[
+        "authority",
+        "x509",
+        "activate",
+        "--authority-id",
+        &id(&prepared),
+    ]);
+    server.text(&["authority", "x509", "taint", "--authority-id", &first]);
+    let left = || server.json(&["authority", "show"])["tainted"].clone();
+    let of = |svids: u64| json!([{ "authorityId": first, "svids": svids, "heldBy": { "count": 0, "agents": [] } }]);
+    let table = server.text(&["authority", "show"]);
+    assert!(table.contains("Tainted X.509 authority:"), "{table}");
+    // The server replaces its own at once; nobody replaces what an administrator asked for.
+    let goes = |wanted: &Value| {
+        (0..200).any(|_| {
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            left() == *wanted
+        })
+    };
+    assert!(goes(&of(1)), "{}", left());
+    server.text(&mint);
+    assert!(goes(&of(0)), "{}", left());
 }

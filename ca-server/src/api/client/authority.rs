@@ -3,6 +3,8 @@
 use std::time::SystemTime;
 
 use mesh_runtime::errors::untrusted;
+use proto::finial::authority::v1::authority_client::AuthorityClient;
+use proto::finial::authority::v1::{Agents, GetProgressRequest};
 use proto::spire::api::server::localauthority::v1 as wire;
 use proto::spire::api::server::localauthority::v1::local_authority_client::LocalAuthorityClient;
 use tonic::transport::Channel;
@@ -145,7 +147,54 @@ impl AdminClient {
     }
 }
 
+/// Agents by their SPIFFE ID.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SomeAgents {
+    /// How many.
+    pub count: u64,
+    /// Some of them.
+    pub ids: Vec<String>,
+}
+
+/// What is left of a tainted authority.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListedTaint {
+    /// Its id.
+    pub authority_id: String,
+    /// Certificates that have not ended and whose holder was given no later one.
+    pub svids: u64,
+    /// Who holds them.
+    pub agents: SomeAgents,
+}
+
+/// How a change of authorities goes on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AuthorityProgress {
+    /// For whom a turn that is due waits.
+    pub waits_for: SomeAgents,
+    /// The tainted X.509 authorities.
+    pub tainted: Vec<ListedTaint>,
+}
+
 impl AdminClient {
+    /// For whom a turn waits, and who still holds what tainted authorities signed.
+    pub async fn authority_progress(&self) -> Result<AuthorityProgress, ClientError> {
+        let mut client = AuthorityClient::new(self.channel.clone());
+        let answer = client
+            .get_progress(GetProgressRequest {})
+            .await?
+            .into_inner();
+        let tainted = answer.tainted.into_iter().map(|tainted| ListedTaint {
+            authority_id: untrusted(&tainted.authority_id),
+            svids: tainted.svids,
+            agents: some(tainted.agents),
+        });
+        Ok(AuthorityProgress {
+            waits_for: some(answer.waits_for),
+            tainted: tainted.collect(),
+        })
+    }
+
     /// Taints or revokes a root above authorities of the server.
     pub async fn turn_upstream_authority(
         &self,
@@ -175,6 +224,13 @@ fn listed(state: wire::AuthorityState) -> ListedAuthority {
         expires_at: moment(state.expires_at),
         upstream: Some(upstream).filter(|id| !id.is_empty()),
     }
+}
+
+fn some(agents: Option<Agents>) -> SomeAgents {
+    agents.map_or_else(SomeAgents::default, |agents| SomeAgents {
+        count: agents.count,
+        ids: agents.ids.iter().map(|id| untrusted(id)).collect(),
+    })
 }
 
 fn the_one(state: Option<wire::AuthorityState>) -> Result<ListedAuthority, ClientError> {

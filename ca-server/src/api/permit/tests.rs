@@ -13,6 +13,7 @@ fn rpcs() -> BTreeSet<String> {
         .into_iter()
         .chain(proto_files(&root.join("finial/feed")))
         .chain(proto_files(&root.join("finial/backup")))
+        .chain(proto_files(&root.join("finial/authority")))
         .chain(proto_files(&root.join("grpc/health")))
     {
         let text = std::fs::read_to_string(&file).unwrap();
