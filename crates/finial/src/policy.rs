@@ -14,6 +14,9 @@ use mesh_policy::{
 };
 use mesh_runtime::cli::Exit;
 
+/// A file that was named cannot be read.
+const UNREADABLE: &str = "FNL9010";
+
 /// What can be done with policies.
 #[derive(Debug, Subcommand)]
 pub enum Policy {
@@ -99,7 +102,7 @@ type Answer = Result<(String, Exit), Unanswered>;
 fn read(path: &Path) -> Result<String, Unanswered> {
     std::fs::read_to_string(path).map_err(|error| {
         Unanswered(format!(
-            "error[FNL9001]: {} cannot be read: {error}\n",
+            "error[{UNREADABLE}]: {} cannot be read: {error}\n",
             path.display()
         ))
     })

@@ -60,7 +60,7 @@ fn lint_finds_what_may_not_be_meant_and_mistakes_with_their_places() {
         "{text}"
     );
     let (code, text) = finial(&["lint", "/nowhere.yaml"]);
-    assert!(code == 1 && text.contains("FNL9001"), "{text}");
+    assert!(code == 1 && text.contains("FNL9010"), "{text}");
 }
 
 #[test]
