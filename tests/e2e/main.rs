@@ -1,6 +1,7 @@
 //! The proof: true programs, started as a user starts them. One topic per file.
 
 mod admin;
+mod clients;
 mod crash;
 mod deploy;
 mod dev;

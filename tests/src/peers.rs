@@ -33,4 +33,14 @@ impl Peers {
             .canonicalize()
             .expect("a link to the program")
     }
+
+    /// Python with the client `spiffe` from PyPI.
+    pub fn python(&self) -> PathBuf {
+        self.0.join("venv/bin/python")
+    }
+
+    /// A workload on go-spiffe.
+    pub fn go_client(&self) -> PathBuf {
+        self.0.join("go-client")
+    }
 }
