@@ -3,6 +3,8 @@
 
 pub mod admin;
 pub mod caller;
+pub mod debug;
+pub mod delegated;
 pub mod peer;
 pub mod sds;
 mod session;

@@ -24,6 +24,8 @@ use crate::{
         self, ConnectionCaps,
         admin::{AdminApi, AdminPermit, SelfView},
         caller,
+        debug::DebugApi,
+        delegated::DelegatedApi,
         sds::SdsApi,
         socket::{BoundSocket, SocketError},
         workload::WorkloadApi,
@@ -140,7 +142,14 @@ impl App {
         ));
         let workload = WorkloadApi::new(Arc::clone(&giving));
         let sds = (!config.workload_api.sds.disabled)
-            .then(|| SdsApi::new(giving, config.workload_api.sds).into_service());
+            .then(|| SdsApi::new(Arc::clone(&giving), config.workload_api.sds).into_service());
+        let delegated = DelegatedApi::new(giving, config.admin.authorized_delegates);
+        let debug = DebugApi::new(
+            Arc::clone(&vault),
+            Arc::clone(&tokens),
+            own_view.clone(),
+            clock.clone(),
+        );
         let admin = AdminApi::new(Arc::clone(&vault), attestor, own_view, clock.clone());
         let caps = ConnectionCaps {
             all: config.limits.connections,
@@ -168,7 +177,12 @@ impl App {
             |_| Ok(()),
         );
         let (health, router) = doors
-            .router(|server| server.add_service(admin.into_service()))
+            .router(|server| {
+                server
+                    .add_service(admin.into_service())
+                    .add_service(debug.into_service())
+                    .add_service(delegated.into_service())
+            })
             .await;
         doors.serve(
             "admin-socket",
@@ -354,6 +368,7 @@ impl Heart {
             self.self_view.send_replace(SelfView {
                 id: Some(upstream.id()),
                 link: *links.borrow_and_update(),
+                upstream: Some(Arc::clone(&upstream)),
             });
             self.metrics.cached(view.svids().count());
             if view.roster().is_some()

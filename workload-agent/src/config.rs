@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use mesh_identity::TrustDomain;
+use mesh_identity::{SpiffeId, TrustDomain};
 use mesh_runtime::{
     config::{ByteSize, Config, Findings, HumanDuration},
     telemetry::{LogOptions, OtlpOptions, Secret},
@@ -157,6 +157,10 @@ pub struct AdminOptions {
     pub socket: String,
     /// Who may use it besides root and the agent's own user.
     pub allowed_uids: Vec<u32>,
+    /// Identities whose holders may ask for the identities of other workloads of this node and hand them on (SPIRE's DelegatedIdentity
+    /// API). Their processes must be of a user who may use the socket.
+    #[schemars(with = "Vec<String>")]
+    pub authorized_delegates: Vec<SpiffeId>,
 }
 
 impl Default for AdminOptions {
@@ -164,6 +168,7 @@ impl Default for AdminOptions {
         Self {
             socket: "/run/finial/agent/admin.sock".into(),
             allowed_uids: Vec::new(),
+            authorized_delegates: Vec::new(),
         }
     }
 }

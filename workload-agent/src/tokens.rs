@@ -69,6 +69,11 @@ impl Token {
         self.text.expose()
     }
 
+    /// What it says.
+    pub fn svid(&self) -> &JwtSvid {
+        &self.svid
+    }
+
     /// What the record calls it: its own name if it has one, else the key that signed it.
     pub fn name(&self) -> &str {
         &self.name
@@ -160,6 +165,19 @@ impl Tokens {
                 None => Err(error),
             },
         }
+    }
+
+    /// How many are kept.
+    pub fn len(&self) -> usize {
+        self.kept
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .len()
+    }
+
+    /// Whether none is kept.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 
     async fn make(

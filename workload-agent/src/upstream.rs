@@ -13,7 +13,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use mesh_identity::{Bundle, BundleSet, SpiffeId, verify::verify_x509_svid};
+use mesh_identity::{Bundle, BundleSet, SpiffeId, X509Svid, verify::verify_x509_svid};
 use mesh_runtime::{
     errors::{Coded, ErrorChain},
     tasks::Stop,
@@ -181,6 +181,11 @@ impl Upstream {
     /// Whether the CA is there.
     pub fn status(&self) -> watch::Receiver<LinkStatus> {
         self.status.subscribe()
+    }
+
+    /// The agent's SVID of this moment.
+    pub(crate) fn svid(&self) -> X509Svid {
+        self.identity().svid.clone()
     }
 
     fn identity(&self) -> Arc<AgentIdentity> {

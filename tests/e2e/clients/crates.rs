@@ -1,11 +1,6 @@
 //! The crates `spiffe` and `spiffe-rustls`: this very process is the workload, which calls our proxy and is called by it.
 
-use std::{
-    convert::Infallible,
-    io,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{convert::Infallible, io, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use finial::dev::{files, http::send};
@@ -16,7 +11,10 @@ use hyper_util::rt::TokioIo;
 use mesh_tests::echo::Echo;
 use spiffe::{WorkloadApiClient, X509Source};
 use spiffe_rustls::{exact, mtls_client, mtls_server};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    time::Instant,
+};
 use tokio_rustls::{TlsAcceptor, TlsConnector, rustls::ServerConfig};
 use tokio_stream::StreamExt;
 

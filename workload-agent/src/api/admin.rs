@@ -1,4 +1,4 @@
-//! Decides what local administrators are told on the admin socket: for now, why a process gets an identity or none.
+//! Decides who may come in at the admin socket, and what administrators are told there: why a process gets an identity or none.
 //! Trusts root, the agent's own uid and the uids of the configuration, by the kernel's word. Never issues or changes anything.
 
 use std::{sync::Arc, time::SystemTime};
@@ -22,7 +22,7 @@ use crate::{
         process::{NoProcess, Process},
     },
     explain::{self, Explanation},
-    upstream::LinkStatus,
+    upstream::{LinkStatus, Upstream},
     vault::Vault,
 };
 
@@ -57,6 +57,15 @@ pub struct SelfView {
     pub id: Option<mesh_identity::SpiffeId>,
     /// Whether the CA is there.
     pub link: LinkStatus,
+    /// The agent's side of its CA.
+    pub upstream: Option<Arc<Upstream>>,
+}
+
+impl SelfView {
+    /// The agent's own SVID of this moment.
+    pub(super) fn svid(&self) -> Option<mesh_identity::X509Svid> {
+        self.upstream.as_ref().map(|upstream| upstream.svid())
+    }
 }
 
 /// The service.

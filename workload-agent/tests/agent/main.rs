@@ -8,6 +8,7 @@
 
 mod ca;
 mod cli;
+mod delegated;
 mod jwt;
 mod lifecycle;
 mod peers;

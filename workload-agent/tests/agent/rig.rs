@@ -85,17 +85,31 @@ impl Agent {
         Self::start_with_clock(ca, dir, attestation, Clock::system()).await
     }
 
+    /// As [`Agent::start`], with another configuration.
+    pub(crate) async fn start_changed(ca: &Ca, change: impl FnOnce(String) -> String) -> Self {
+        let token = uuid::Uuid::new_v4().to_string();
+        ca.token(&token);
+        let dir = directory();
+        let yaml = change(yaml(ca, dir.path(), &join_token(&token)));
+        let agent = Self::start_on(ca, dir, &yaml, Clock::system()).await;
+        agent.ready().await;
+        agent
+    }
+
     pub(crate) async fn start_with_clock(
         ca: &Ca,
         dir: TempDir,
         attestation: &str,
         clock: Clock,
     ) -> Self {
+        let yaml = yaml(ca, dir.path(), attestation);
+        Self::start_on(ca, dir, &yaml, clock).await
+    }
+
+    async fn start_on(ca: &Ca, dir: TempDir, yaml: &str, clock: Clock) -> Self {
         mesh_tls::install_default_provider();
         std::fs::write(dir.path().join("bundle.pem"), ca.bundle().to_pem()).unwrap();
-        let app = App::start(load(&yaml(ca, dir.path(), attestation)), Parts { clock })
-            .await
-            .unwrap();
+        let app = App::start(load(yaml), Parts { clock }).await.unwrap();
         Self { dir, app }
     }
 
