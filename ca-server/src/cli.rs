@@ -192,6 +192,9 @@ fn run(args: &RunArgs, common: &CommonArgs) -> Exit {
         Ok(traces) => traces,
         Err(error) => return cli::fail(&error, common),
     };
+    if let Err(errno) = mesh_runtime::memory::keep_private() {
+        tracing::warn!(%errno, "others of the same user may read this program's memory");
+    }
     match app::serve(&config, args.addresses_file.as_deref()) {
         Ok(()) => Exit::Done,
         Err(failure) => cli::fail(&failure, common),

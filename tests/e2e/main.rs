@@ -8,6 +8,7 @@ mod dev;
 mod envoy;
 mod kubernetes;
 mod kubernetes_pods;
+mod memory;
 mod restart;
 mod rotation;
 mod rules;

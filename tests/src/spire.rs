@@ -246,6 +246,26 @@ impl Drop for Agent {
     }
 }
 
+/// A command that goes on; killed when dropped.
+pub struct Following {
+    child: Child,
+    output: PathBuf,
+}
+
+impl Following {
+    /// What it has said so far.
+    pub fn said(&self) -> String {
+        fs::read_to_string(&self.output).unwrap_or_default()
+    }
+}
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
 /// What a command said, and how it ended.
 #[derive(Debug)]
 pub struct Said {
@@ -281,6 +301,25 @@ impl Verbs {
             code: output.status.code().unwrap_or(-1),
             out: String::from_utf8_lossy(&output.stdout).into_owned(),
             err: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+
+    /// Starts a command that goes on until it is ended, with its standard output in a file.
+    pub fn follow(&self, arguments: &[&str], output: &Path) -> Following {
+        self.used.borrow_mut().insert(verb(arguments));
+        let file = File::create(output).expect("a file for the output");
+        let child = Command::new(&self.program)
+            .args(arguments)
+            .arg("-socketPath")
+            .arg(&self.socket)
+            .stdin(Stdio::null())
+            .stdout(file)
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("SPIRE's program runs");
+        Following {
+            child,
+            output: output.to_owned(),
         }
     }
 

@@ -211,6 +211,9 @@ fn run(args: &AgentRunArgs, common: &CommonArgs) -> Exit {
         Ok(traces) => traces,
         Err(error) => return cli::fail(&error, common),
     };
+    if let Err(errno) = mesh_runtime::memory::keep_private() {
+        tracing::warn!(%errno, "others of the same user may read this program's memory");
+    }
     raise_descriptor_limit();
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()

@@ -64,6 +64,11 @@ async fn a_spire_agent_attests_syncs_renews_and_serves_until_it_is_banned() {
     assert_eq!(svid["spiffe_id"], WEB, "{answer}");
     assert_eq!(svid["hint"], "first", "{answer}");
 
+    tokens(&agent.verbs);
+    let watching = agent
+        .verbs
+        .follow(&["api", "watch"], &world.path("watched"));
+
     // Both lives are short: the workload's SVID turns every five seconds, the agent's own every ten.
     for _ in 0..2 {
         let before = seen.clone();
@@ -74,6 +79,9 @@ async fn a_spire_agent_attests_syncs_renews_and_serves_until_it_is_banned() {
         assert!(renewed.await, "the workload's SVID was not renewed");
         verified(&files, &bundle);
     }
+    let said = watching.said();
+    assert!(said.matches("Received 1 svid").count() >= 2, "{said}");
+    drop(watching);
     let renewed = soon(async || serial(&server, &id) != first_serial);
     assert!(renewed.await, "the agent's own SVID was not renewed");
     let version = server.json(&["agent", "show", "-spiffeID", &id])["agent_version"].clone();
@@ -121,6 +129,70 @@ async fn a_spire_agent_attests_syncs_renews_and_serves_until_it_is_banned() {
         log.contains("banned") || log.contains("SVID is not active"),
         "it says why"
     );
+}
+
+/// JWT-SVIDs by way of SPIRE's agent: fetched for one audience, valid for it, and for no other.
+fn tokens(agent: &Verbs) {
+    let fetched = agent.json(&["api", "fetch", "jwt", "-audience", "shop", "-spiffeID", WEB]);
+    let token = find(&fetched, "svid").expect("a token").to_owned();
+    assert_eq!(find(&fetched, "spiffe_id"), Some(WEB), "{fetched}");
+    let valid = agent.json(&[
+        "api",
+        "validate",
+        "jwt",
+        "-audience",
+        "shop",
+        "-svid",
+        &token,
+    ]);
+    assert_eq!(find(&valid, "spiffe_id"), Some(WEB), "{valid}");
+    let for_another = [
+        "api",
+        "validate",
+        "jwt",
+        "-audience",
+        "bank",
+        "-svid",
+        &token,
+    ];
+    agent.refused(&for_another, &["audience"]);
+    let (head, signature) = token.rsplit_once('.').expect("three parts");
+    let reversed: String = signature.chars().rev().collect();
+    let forged = format!("{head}.{reversed}");
+    agent.refused(
+        &[
+            "api",
+            "validate",
+            "jwt",
+            "-audience",
+            "shop",
+            "-svid",
+            &forged,
+        ],
+        &[],
+    );
+    let others = [
+        "api",
+        "fetch",
+        "jwt",
+        "-audience",
+        "shop",
+        "-spiffeID",
+        "spiffe://dev.test/other",
+    ];
+    agent.refused(&others, &["PermissionDenied"]);
+}
+
+/// The first text under a name, wherever it stands.
+fn find<'a>(value: &'a serde_json::Value, name: &str) -> Option<&'a str> {
+    match value {
+        serde_json::Value::Object(fields) => fields
+            .get(name)
+            .and_then(serde_json::Value::as_str)
+            .or_else(|| fields.values().find_map(|value| find(value, name))),
+        serde_json::Value::Array(items) => items.iter().find_map(|value| find(value, name)),
+        _ => None,
+    }
 }
 
 /// Asks a few times a second: each question may be a program of its own.
