@@ -28,7 +28,7 @@ use self::doors::Doors;
 use crate::api::Parts;
 use crate::api::caller::Callers;
 use crate::api::limit::Limits;
-use crate::attestation::{Attestors, ClusterError, Surroundings};
+use crate::attestation::{Attestors, AttestorsError, Surroundings};
 use crate::authority::{Authority, AuthorityError};
 use crate::config::{CaServerConfig, FederationConfig};
 use crate::federation::{self, Federation, Https};
@@ -114,7 +114,7 @@ impl From<anyhow::Error> for Failure {
             coded::<StoreError>(cause)
                 .or_else(|| coded::<AuthorityError>(cause))
                 .or_else(|| coded::<AuditError>(cause))
-                .or_else(|| coded::<ClusterError>(cause))
+                .or_else(|| coded::<AttestorsError>(cause))
                 .or_else(|| coded::<TaskFailure>(cause))
         });
         Self {

@@ -1,9 +1,10 @@
 //! Decides whether a node is what it says it is: evidence → `AttestedNode`, or a refusal with a reason of its own.
-//! Trusts a join token once, and a cluster's API server for its own pods and nodes.
+//! Trusts a join token once, a cluster's API server for its own pods and nodes, and configured roots for the keys below them.
 //! Never believes what an agent says about itself.
 
 mod join_token;
 mod k8s;
+mod x509pop;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use crate::store::{KubernetesFacts, Nodes, StoreError, Tokens};
 
 pub use self::join_token::{JoinTokenRefused, agent_id as join_token_agent_id};
 pub use self::k8s::{Cluster, ClusterError, K8sRefused};
+pub use self::x509pop::{Challenged, RootsError, X509PopRefused};
 
 /// The longest evidence that is read. A service-account token has 1 to 2 KiB.
 pub const LONGEST_EVIDENCE: usize = 32 * 1024;
@@ -31,7 +33,7 @@ pub const LONGEST_EVIDENCE: usize = 32 * 1024;
 pub struct AttestedNode {
     /// The agent's SPIFFE ID.
     pub id: SpiffeId,
-    /// `join_token` or `k8s_psat`.
+    /// `join_token`, `k8s_psat` or `x509pop`.
     pub kind: &'static str,
     /// What was found out about the node.
     pub selectors: BTreeSet<Selector>,
@@ -49,6 +51,7 @@ pub struct AttestedNode {
 pub struct Attestors {
     join_token: Option<join_token::JoinTokens>,
     clusters: BTreeMap<String, Cluster>,
+    x509pop: Option<x509pop::X509Pop>,
 }
 
 /// What the attestors need besides their configuration.
@@ -71,10 +74,11 @@ impl Attestors {
     pub async fn open(
         configured: &[NodeAttestor],
         around: &Surroundings,
-    ) -> Result<Self, ClusterError> {
+    ) -> Result<Self, AttestorsError> {
         let mut attestors = Self {
             join_token: None,
             clusters: BTreeMap::new(),
+            x509pop: None,
         };
         for one in configured {
             match one {
@@ -84,6 +88,9 @@ impl Attestors {
                 NodeAttestor::K8sPsat(cluster) => {
                     let opened = Cluster::open(cluster, around.clone()).await?;
                     attestors.clusters.insert(cluster.cluster.clone(), opened);
+                }
+                NodeAttestor::X509Pop(roots) => {
+                    attestors.x509pop = Some(x509pop::X509Pop::open(roots, around.clone())?);
                 }
             }
         }
@@ -96,10 +103,8 @@ impl Attestors {
         kind: &str,
         evidence: &[u8],
         csr: &VerifiedCsr,
-    ) -> Result<AttestedNode, AttestError> {
-        if evidence.len() > LONGEST_EVIDENCE {
-            return Err(AttestError::TooLong(evidence.len()));
-        }
+    ) -> Result<Attestation, AttestError> {
+        bounded(evidence)?;
         self.judge(kind, evidence, csr)
             .instrument(span!("attest node"))
             .await
@@ -110,16 +115,21 @@ impl Attestors {
         kind: &str,
         evidence: &[u8],
         csr: &VerifiedCsr,
-    ) -> Result<AttestedNode, AttestError> {
-        match (kind, &self.join_token) {
-            ("join_token", Some(tokens)) => Ok(tokens.attest(evidence).await?),
-            ("k8s_psat", _) if !self.clusters.is_empty() => {
+    ) -> Result<Attestation, AttestError> {
+        match (kind, &self.join_token, &self.x509pop) {
+            ("join_token", Some(tokens), _) => {
+                Ok(Attestation::Proven(tokens.attest(evidence).await?.into()))
+            }
+            ("x509pop", _, Some(roots)) => {
+                Ok(Attestation::Challenged(roots.challenge(evidence)?.into()))
+            }
+            ("k8s_psat", _, _) if !self.clusters.is_empty() => {
                 let ask = k8s::Evidence::parse(evidence)?;
                 let cluster = self
                     .clusters
                     .get(ask.cluster())
                     .ok_or(K8sRefused::UnknownCluster)?;
-                Ok(cluster.attest(ask, csr).await?)
+                Ok(Attestation::Proven(cluster.attest(ask, csr).await?.into()))
             }
             _ => Err(AttestError::UnknownKind),
         }
@@ -129,6 +139,42 @@ impl Attestors {
 /// Reads bytes as the evidence of a node, as far as that goes without a call; for the fuzz targets.
 pub(crate) fn read(bytes: &[u8]) {
     k8s::read(bytes);
+}
+
+/// Evidence that was judged.
+pub enum Attestation {
+    /// The node is what it says.
+    Proven(Box<AttestedNode>),
+    /// It has to answer first.
+    Challenged(Box<Challenged>),
+}
+
+/// What a node says is read up to a bound, first word and answer alike.
+pub fn bounded(said: &[u8]) -> Result<&[u8], AttestError> {
+    match said.len() > LONGEST_EVIDENCE {
+        true => Err(AttestError::TooLong(said.len())),
+        false => Ok(said),
+    }
+}
+
+/// Why a way to attest cannot be offered.
+#[derive(Debug, thiserror::Error)]
+pub enum AttestorsError {
+    /// A cluster.
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
+    /// The roots of an outside authority.
+    #[error(transparent)]
+    Roots(#[from] RootsError),
+}
+
+impl Coded for AttestorsError {
+    fn code(&self) -> &'static str {
+        match self {
+            Self::Cluster(error) => error.code(),
+            Self::Roots(error) => error.code(),
+        }
+    }
 }
 
 /// Why a node was not believed.
@@ -146,6 +192,9 @@ pub enum AttestError {
     /// A service-account token.
     #[error(transparent)]
     K8s(#[from] K8sRefused),
+    /// A certificate of an outside authority.
+    #[error(transparent)]
+    X509Pop(#[from] X509PopRefused),
     /// The agent is banned.
     #[error("agent {0} is banned")]
     Banned(SpiffeId),
@@ -160,6 +209,7 @@ impl AttestError {
         match self {
             Self::K8s(error) => error.blame(),
             Self::JoinToken(JoinTokenRefused::Store(error)) | Self::Store(error) => error.blame(),
+            Self::X509Pop(X509PopRefused::Random) => Blame::Us,
             _ => Blame::Caller,
         }
     }
@@ -172,6 +222,7 @@ impl Coded for AttestError {
             Self::UnknownKind => "FNL1102",
             Self::JoinToken(error) => error.code(),
             Self::K8s(error) => error.code(),
+            Self::X509Pop(error) => error.code(),
             Self::Banned(_) => "FNL1103",
             Self::Store(error) => error.code(),
         }

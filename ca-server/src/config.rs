@@ -187,6 +187,16 @@ pub enum NodeAttestor {
     JoinToken(JoinTokenConfig),
     /// A projected service-account token of a Kubernetes pod.
     K8sPsat(K8sPsatConfig),
+    /// A certificate of an outside authority, and a proof that the node holds its key.
+    X509Pop(X509PopConfig),
+}
+
+/// The `x509Pop` attestor.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct X509PopConfig {
+    /// PEM files with the roots below which the nodes' certificates are. Read at the start.
+    pub ca_bundles: Vec<PathBuf>,
 }
 
 /// The `joinToken` attestor.
@@ -545,9 +555,24 @@ impl CaServerConfig {
 
     fn check_attestors(&self, found: &mut Findings) {
         let mut clusters = std::collections::BTreeSet::new();
+        let mut outside = false;
         for (index, attestor) in self.attestation.node.iter().enumerate() {
-            let NodeAttestor::K8sPsat(cluster) = attestor else {
-                continue;
+            let cluster = match attestor {
+                NodeAttestor::K8sPsat(cluster) => cluster,
+                NodeAttestor::X509Pop(pop) => {
+                    let path = format!("attestation.node.{index}.x509Pop");
+                    if pop.ca_bundles.is_empty() {
+                        let why =
+                            "name at least one file with the roots of the nodes' certificates";
+                        found.problem(FIELDS_DISAGREE, &[&format!("{path}.caBundles")], why);
+                    }
+                    if std::mem::replace(&mut outside, true) {
+                        let why = "x509Pop stands here twice; one attestor takes several files";
+                        found.problem(FIELDS_DISAGREE, &[&path], why);
+                    }
+                    continue;
+                }
+                NodeAttestor::JoinToken(_) => continue,
             };
             let path = |field: &str| format!("attestation.node.{index}.k8sPsat.{field}");
             let mut refuse = |field: &str, why: &str| {

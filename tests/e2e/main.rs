@@ -16,3 +16,4 @@ mod security_rows;
 mod spire;
 mod spire_upstream;
 mod traces;
+mod x509pop;

@@ -57,8 +57,42 @@ impl Spire {
         }
     }
 
-    /// Starts a real `spire-agent` in `folder` and waits until it says that it is healthy.
+    /// Starts a real `spire-agent` in `folder`, with a join token, and waits until it says that it is healthy.
     pub async fn agent(&self, folder: &Path, server: &str, bundle: &Path, token: &str) -> Agent {
+        let join = (
+            format!("join_token = \"{token}\""),
+            r#"NodeAttestor "join_token" { plugin_data {} }"#.to_owned(),
+        );
+        self.agent_by(folder, server, bundle, join).await
+    }
+
+    /// The same with a certificate of its own instead of a token.
+    pub async fn agent_with_certificate(
+        &self,
+        folder: &Path,
+        server: &str,
+        bundle: &Path,
+        (certificate, key): (&Path, &Path),
+    ) -> Agent {
+        let plugin = format!(
+            r#"NodeAttestor "x509pop" {{ plugin_data {{
+    certificate_path = "{}"
+    private_key_path = "{}"
+  }} }}"#,
+            certificate.display(),
+            key.display()
+        );
+        self.agent_by(folder, server, bundle, (String::new(), plugin))
+            .await
+    }
+
+    async fn agent_by(
+        &self,
+        folder: &Path,
+        server: &str,
+        bundle: &Path,
+        (setting, plugin): (String, String),
+    ) -> Agent {
         let text = folder.display();
         let (address, port) = server.rsplit_once(':').expect("host:port");
         let config = format!(
@@ -70,10 +104,10 @@ impl Spire {
   socket_path = "{text}/api.sock"
   trust_bundle_path = "{}"
   trust_domain = "{}"
-  join_token = "{token}"
+  {setting}
 }}
 plugins {{
-  NodeAttestor "join_token" {{ plugin_data {{}} }}
+  {plugin}
   KeyManager "memory" {{ plugin_data {{}} }}
   WorkloadAttestor "unix" {{ plugin_data {{}} }}
 }}
@@ -120,6 +154,19 @@ plugins {{
 impl Spire {
     /// A folder in which a real `spire-server` can be started, and started again with the same keys and data.
     pub fn authority(&self, folder: &Path) -> Authority {
+        self.authority_by(folder, r#"NodeAttestor "join_token" { plugin_data {} }"#)
+    }
+
+    /// The same, where nodes prove themselves by certificates below these roots.
+    pub fn authority_for_certificates(&self, folder: &Path, roots: &Path) -> Authority {
+        let plugin = format!(
+            r#"NodeAttestor "x509pop" {{ plugin_data {{ ca_bundle_path = "{}" }} }}"#,
+            roots.display()
+        );
+        self.authority_by(folder, &plugin)
+    }
+
+    fn authority_by(&self, folder: &Path, plugin: &str) -> Authority {
         fs::create_dir_all(folder).expect("a folder");
         // Free at this moment; SPIRE does not say which port it got when it is left to choose.
         let port = std::net::TcpListener::bind("127.0.0.1:0")
@@ -143,7 +190,7 @@ impl Spire {
 plugins {{
   DataStore "sql" {{ plugin_data {{ database_type = "sqlite3" connection_string = "{text}/data.sqlite3" }} }}
   KeyManager "disk" {{ plugin_data {{ keys_path = "{text}/keys.json" }} }}
-  NodeAttestor "join_token" {{ plugin_data {{}} }}
+  {plugin}
 }}
 "#,
             finial::dev::files::TRUST_DOMAIN,

@@ -1,6 +1,8 @@
-//! Decides how this node proves what it is, and keeps the proof: a join token or a projected token becomes the agent's SVID.
+//! Decides how this node is attested, and keeps the result: what proves the node becomes the agent's SVID.
 //! Trusts the configured bundle on first contact, and only a server with the ID `/spire/server` in it.
 //! Never shows a token or key, never uses an answer that a peer would refuse.
+
+mod proof;
 
 use std::{
     io,
@@ -10,7 +12,7 @@ use std::{
 };
 
 use mesh_identity::{Bundle, BundleError, BundleSet, SpiffeId, TrustDomain};
-use mesh_runtime::{clock::Clock, errors::Coded, telemetry::Secret};
+use mesh_runtime::{clock::Clock, errors::Coded};
 use proto::{
     convert::{IssuedX509Svid, WireError},
     spire::api::{
@@ -24,15 +26,16 @@ use tonic::transport::Channel;
 use zeroize::Zeroizing;
 
 use crate::{
-    config::{BundleFormat, NodeAttestation, ServerOptions},
+    config::{BundleFormat, ServerOptions},
     identity::{AgentIdentity, Proven},
     rotation::{self, SvidFault},
     state::{StateDir, StateError},
     upstream::{self, Remote},
 };
 
-/// The longest token that is read.
-const LONGEST_TOKEN: u64 = 64 * 1024;
+use self::proof::Evidence;
+pub use self::proof::{PossessionError, Proof};
+
 /// How long the CA may take to decide.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 
@@ -72,6 +75,9 @@ pub enum BootstrapError {
         /// Which file.
         path: PathBuf,
     },
+    /// The certificate that proves this node, or its key.
+    #[error("the certificate of this node cannot be used as proof")]
+    Possession(#[from] PossessionError),
     /// The CA cannot be reached, or is not the one we trust.
     #[error("the ca-server at {address} does not answer")]
     Unreachable {
@@ -92,7 +98,7 @@ pub enum BootstrapError {
     #[error("the ca-server has banned this node")]
     Banned,
     /// The CA wants an exchange that our way to attest does not have.
-    #[error("the ca-server asks for a challenge, which this way to attest does not have")]
+    #[error("the ca-server asks for something that this way to attest does not have")]
     Challenge,
     /// The CA's answer cannot be read.
     #[error("the ca-server's answer cannot be read")]
@@ -126,6 +132,7 @@ impl Coded for BootstrapError {
         match self {
             Self::BundleFile { .. } | Self::Bundle { .. } => "FNL2020",
             Self::TokenFile { .. } | Self::Token { .. } => "FNL2021",
+            Self::Possession(_) => "FNL2031",
             Self::Unreachable { .. } => "FNL2022",
             Self::Refused { .. } => "FNL2023",
             Self::Banned => "FNL2024",
@@ -138,81 +145,6 @@ impl Coded for BootstrapError {
             Self::State(cause) => cause.code(),
         }
     }
-}
-
-/// How this node proves what it is.
-#[derive(Debug)]
-pub enum Proof {
-    /// A join token in a file.
-    JoinTokenFile(PathBuf),
-    /// A join token.
-    JoinToken(Secret<String>),
-    /// A projected service-account token.
-    K8sPsat {
-        /// The cluster's name.
-        cluster: String,
-        /// The token.
-        token_file: PathBuf,
-    },
-}
-
-impl Proof {
-    /// What the configuration says; it has checked that there is exactly one.
-    pub fn from_config(options: NodeAttestation) -> Option<Self> {
-        match (options.join_token, options.k8s_psat) {
-            (Some(join), None) => match (join.token, join.token_file) {
-                (Some(token), None) => Some(Self::JoinToken(token)),
-                (None, Some(file)) => Some(Self::JoinTokenFile(file)),
-                _ => None,
-            },
-            (None, Some(psat)) => Some(Self::K8sPsat {
-                cluster: psat.cluster,
-                token_file: psat.token_file,
-            }),
-            _ => None,
-        }
-    }
-
-    /// The evidence of this moment. Files are read each time: projected tokens are replaced by a symlink swap.
-    fn evidence(&self) -> Result<types::AttestationData, BootstrapError> {
-        let join_token = |payload: &str| types::AttestationData {
-            r#type: "join_token".into(),
-            payload: payload.as_bytes().to_vec(),
-        };
-        Ok(match self {
-            Self::JoinToken(token) => join_token(token.expose().trim()),
-            Self::JoinTokenFile(path) => join_token(&read_token(path)?),
-            Self::K8sPsat {
-                cluster,
-                token_file,
-            } => {
-                let token = read_token(token_file)?;
-                let payload = serde_json::json!({ "cluster": cluster, "token": *token })
-                    .to_string()
-                    .into_bytes();
-                types::AttestationData {
-                    r#type: "k8s_psat".into(),
-                    payload,
-                }
-            }
-        })
-    }
-}
-
-fn read_token(path: &PathBuf) -> Result<Zeroizing<String>, BootstrapError> {
-    use std::io::Read;
-    let mut text = Zeroizing::new(String::new());
-    std::fs::File::open(path)
-        .and_then(|file| file.take(LONGEST_TOKEN).read_to_string(&mut text))
-        .map_err(|cause| BootstrapError::TokenFile {
-            path: path.clone(),
-            cause,
-        })?;
-    let token = text.trim();
-    if token.is_empty() || token.contains(char::is_whitespace) {
-        return Err(BootstrapError::Token { path: path.clone() });
-    }
-    Ok(Zeroizing::new(token.to_owned()))
 }
 
 /// Reads the bundle that the first contact is checked against.
@@ -271,32 +203,20 @@ impl Bootstrap {
         let mut bundles = BundleSet::new();
         bundles.insert(bundle.clone());
         let (key, csr) = rotation::make_key(None).map_err(BootstrapError::Svid)?;
-        let params = attest_agent_request::Params {
-            data: Some(self.proof.evidence()?),
-            params: Some(wire::AgentX509svidParams { csr }),
-        };
-        let ask = wire::AttestAgentRequest {
-            step: Some(attest_agent_request::Step::Params(params)),
-        };
+        let evidence = self.proof.evidence()?;
         let channel = self.remote.channel(upstream::bootstrap_tls(
             &self.remote,
             bundles.clone(),
             &self.clock,
         ));
-        let result = match tokio::time::timeout(ANSWER_WITHIN, exchange(channel, ask)).await {
-            Ok(result) => result.map_err(|status| self.told(status))?,
+        let answered = self.exchange(channel, csr, &evidence);
+        let result = match tokio::time::timeout(ANSWER_WITHIN, answered).await {
+            Ok(result) => result?,
             Err(_) => {
                 return Err(self.told(tonic::Status::deadline_exceeded(
                     "no answer within the time limit",
                 )));
             }
-        };
-        let result = match result.and_then(|response| response.step) {
-            Some(attest_agent_response::Step::Result(result)) => result,
-            Some(attest_agent_response::Step::Challenge(_)) => {
-                return Err(BootstrapError::Challenge);
-            }
-            None => return Err(BootstrapError::NoSvid),
         };
         let svid = result.svid.ok_or(BootstrapError::NoSvid)?;
         let identity = accept(svid, &key, &bundles, result.reattestable, self.clock.now())?;
@@ -339,6 +259,45 @@ impl Bootstrap {
         Ok(proven)
     }
 
+    async fn exchange(
+        &self,
+        channel: Channel,
+        csr: Vec<u8>,
+        evidence: &Evidence,
+    ) -> Result<attest_agent_response::Result, BootstrapError> {
+        let ask = |step| wire::AttestAgentRequest { step: Some(step) };
+        // The request side stays open until the answer is here: a server may see its end as the agent giving up.
+        let (asks, rest) = tokio::sync::mpsc::channel(2);
+        let first = attest_agent_request::Params {
+            data: Some(evidence.data.clone()),
+            params: Some(wire::AgentX509svidParams { csr }),
+        };
+        let sent = asks.try_send(ask(attest_agent_request::Step::Params(first)));
+        debug_assert!(sent.is_ok(), "the channel has room");
+        let stream = tokio_stream::wrappers::ReceiverStream::new(rest);
+        let answers = AgentClient::new(channel).attest_agent(stream).await;
+        let mut answers = answers.map_err(|status| self.told(status))?.into_inner();
+        // At most one question: nobody needs more, and a server could ask for ever.
+        for questions in 0..2 {
+            let answer = answers
+                .message()
+                .await
+                .map_err(|status| self.told(status))?;
+            match answer.and_then(|answer| answer.step) {
+                Some(attest_agent_response::Step::Result(result)) => return Ok(result),
+                Some(attest_agent_response::Step::Challenge(challenge)) if questions == 0 => {
+                    let answer = evidence.answer(&challenge)?;
+                    let step = attest_agent_request::Step::ChallengeResponse(answer);
+                    let sent = asks.try_send(ask(step));
+                    debug_assert!(sent.is_ok(), "the channel has room for both");
+                }
+                Some(attest_agent_response::Step::Challenge(_)) => break,
+                None => return Err(BootstrapError::NoSvid),
+            }
+        }
+        Err(BootstrapError::Challenge)
+    }
+
     fn told(&self, status: tonic::Status) -> BootstrapError {
         match upstream::verdict(&status) {
             upstream::Verdict::Banned => BootstrapError::Banned,
@@ -351,28 +310,6 @@ impl Bootstrap {
             },
         }
     }
-}
-
-async fn exchange(
-    channel: Channel,
-    ask: wire::AttestAgentRequest,
-) -> Result<Option<wire::AttestAgentResponse>, tonic::Status> {
-    // The request side stays open until the answer is here: a server may see its end as the agent giving up.
-    let (asks, rest) = tokio::sync::mpsc::channel(1);
-    let sent = asks.send(ask).await;
-    debug_assert!(
-        sent.is_ok(),
-        "the receiver is alive and the channel has room"
-    );
-    let stream = tokio_stream::wrappers::ReceiverStream::new(rest);
-    let answer = AgentClient::new(channel)
-        .attest_agent(stream)
-        .await?
-        .into_inner()
-        .message()
-        .await;
-    drop(asks);
-    answer
 }
 
 fn accept(

@@ -181,6 +181,20 @@ pub struct NodeAttestation {
     pub join_token: Option<JoinTokenOptions>,
     /// A service-account token that Kubernetes projects into the agent's pod.
     pub k8s_psat: Option<K8sPsatOptions>,
+    /// A certificate that an outside authority gave this node, with its key.
+    pub x509_pop: Option<X509PopOptions>,
+}
+
+/// A certificate of an outside authority. The files are read anew at each attestation.
+#[derive(Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct X509PopOptions {
+    /// The node's certificate in PEM; intermediates may follow it.
+    pub certificate_file: PathBuf,
+    /// Its private key in PEM: RSA, or ECDSA on P-256.
+    pub private_key_file: PathBuf,
+    /// More intermediates, if they lie in a file of their own.
+    pub intermediates_file: Option<PathBuf>,
 }
 
 /// A join token: from a file, or given directly.
@@ -354,35 +368,7 @@ impl Config for AgentConfig {
                 );
             }
         }
-        match (
-            &self.node_attestation.join_token,
-            &self.node_attestation.k8s_psat,
-        ) {
-            (Some(token), None) => {
-                if token.token_file.is_some() == token.token.is_some() {
-                    found.problem(
-                        "FNL2005",
-                        &["nodeAttestation.joinToken"],
-                        "give tokenFile or token, one of the two",
-                    );
-                }
-            }
-            (None, Some(psat)) => {
-                if psat.cluster.is_empty() {
-                    found.problem(
-                        "FNL2006",
-                        &["nodeAttestation.k8sPsat.cluster"],
-                        "the cluster has no name",
-                    );
-                }
-            }
-            _ => found.problem_with_hint(
-                "FNL2007",
-                &["nodeAttestation"],
-                "exactly one way to attest is needed",
-                "joinToken or k8sPsat",
-            ),
-        }
+        self.node_attestation.check(found);
         if !self.telemetry.metrics.address.ip().is_loopback() {
             tracing::debug!("the admin port listens beyond loopback");
         }
@@ -392,6 +378,47 @@ impl Config for AgentConfig {
                 &["limits"],
                 "a limit of 0 connections would refuse everyone",
             );
+        }
+    }
+}
+
+impl NodeAttestation {
+    fn check(&self, found: &mut Findings) {
+        match (&self.join_token, &self.k8s_psat, &self.x509_pop) {
+            (Some(token), None, None) => {
+                if token.token_file.is_some() == token.token.is_some() {
+                    found.problem(
+                        "FNL2005",
+                        &["nodeAttestation.joinToken"],
+                        "give tokenFile or token, one of the two",
+                    );
+                }
+            }
+            (None, Some(psat), None) => {
+                if psat.cluster.is_empty() {
+                    found.problem(
+                        "FNL2006",
+                        &["nodeAttestation.k8sPsat.cluster"],
+                        "the cluster has no name",
+                    );
+                }
+            }
+            (None, None, Some(pop)) => {
+                let files = [
+                    ("certificateFile", &pop.certificate_file),
+                    ("privateKeyFile", &pop.private_key_file),
+                ];
+                for (name, _) in files.iter().filter(|(_, path)| path.as_os_str().is_empty()) {
+                    let path = format!("nodeAttestation.x509Pop.{name}");
+                    found.problem("FNL2030", &[&path], "no file is named");
+                }
+            }
+            _ => found.problem_with_hint(
+                "FNL2007",
+                &["nodeAttestation"],
+                "exactly one way to attest is needed",
+                "joinToken, k8sPsat or x509Pop",
+            ),
         }
     }
 }

@@ -11,7 +11,7 @@ use proto::spire::api::types::permission_denied_details::Reason;
 use tonic::{Code, Status};
 
 use super::caller::NotACaller;
-use crate::attestation::{AttestError, K8sRefused};
+use crate::attestation::{AttestError, K8sRefused, X509PopRefused};
 use crate::authority::TurnError;
 use crate::federation::{EndpointUrlError, RefreshError};
 use crate::issuance::{CsrError, IssueError, MintError};
@@ -341,6 +341,17 @@ impl From<AttestError> for Refusal {
                     )
                     .keep_back(&error),
                 }
+            }
+            AttestError::X509Pop(refused) if refused.is_malformed() => {
+                Self::new(code, Code::InvalidArgument, error.to_string())
+            }
+            AttestError::X509Pop(refused) if !matches!(refused, X509PopRefused::Random) => {
+                Self::new(
+                    code,
+                    Code::PermissionDenied,
+                    "the node's certificate was refused",
+                )
+                .keep_back(&error)
             }
             AttestError::K8s(_) if error.blame() == Blame::Dependency => {
                 tracing::warn!(code, error = %ErrorChain(&error), "a node could not be attested");

@@ -47,6 +47,7 @@ mod hostile;
 mod operators;
 mod public;
 mod svids;
+mod x509pop;
 
 struct Server {
     address: String,

@@ -130,3 +130,17 @@ fn the_key_type_of_tokens_follows_that_of_certificates_unless_it_is_said() {
     let error = load("keys: { caKeyType: rsa-1024 }\n").unwrap_err();
     assert!(error.contains("ec-p256"), "{error}");
 }
+
+#[test]
+fn x509pop_needs_roots_and_stands_there_once() {
+    let node = |text: &str| load(&format!("attestation: {{ node: [{text}] }}\n"));
+    let error = node("x509Pop: {}").unwrap_err();
+    assert!(error.contains("name at least one file"), "{error}");
+    let error = node("x509Pop: { caBundles: [/a] }, x509Pop: { caBundles: [/b] }").unwrap_err();
+    assert!(error.contains("stands here twice"), "{error}");
+    let config = node("joinToken: {}, x509Pop: { caBundles: [/a, /b] }").unwrap();
+    let NodeAttestor::X509Pop(pop) = &config.attestation.node[1] else {
+        panic!("the second is x509Pop");
+    };
+    assert_eq!(pop.ca_bundles.len(), 2);
+}

@@ -14,6 +14,7 @@ mod handshake;
 mod identity;
 mod key;
 mod peer;
+mod possession;
 mod provider;
 mod public;
 mod stream;
@@ -29,6 +30,7 @@ pub use handshake::{accept, connect};
 pub use identity::{TlsIdentity, TlsIdentityError};
 pub use key::{KeyError, PrivateKey};
 pub use peer::{Peer, Session};
+pub use possession::{Possession, rsa_pss_sha256_fits};
 pub use provider::{RsaSize, install_default_provider, new_rsa_key};
 pub use public::{
     NoWebRoots, Shown, WebIdentity, WebIdentityError, connect_web, public_server_config,

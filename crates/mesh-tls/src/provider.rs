@@ -6,7 +6,7 @@
 use std::sync::{Arc, LazyLock};
 
 use rustls::{
-    SupportedCipherSuite,
+    SignatureScheme, SupportedCipherSuite,
     crypto::{CryptoProvider, SupportedKxGroup},
     sign::SigningKey,
 };
@@ -124,4 +124,34 @@ pub fn new_rsa_key(size: RsaSize) -> Option<Zeroizing<Vec<u8>>> {
         let _ = size;
         None
     }
+}
+
+/// Whether an RSA key made this signature: RSASSA-PSS with SHA-256, of a salt that is as long as the digest or as long as fits.
+pub(crate) fn rsa_pss_sha256(public_key: &[u8], message: &[u8], signature: &[u8]) -> bool {
+    let of_the_digest = provider()
+        .signature_verification_algorithms
+        .mapping
+        .iter()
+        .filter(|(scheme, _)| *scheme == SignatureScheme::RSA_PSS_SHA256)
+        .flat_map(|(_, algorithms)| *algorithms)
+        .any(|one| one.verify_signature(public_key, message, signature).is_ok());
+    of_the_digest || rsa_pss_sha256_longest_salt(public_key, message, signature)
+}
+
+#[cfg(not(feature = "ring-only"))]
+fn rsa_pss_sha256_longest_salt(public_key: &[u8], message: &[u8], signature: &[u8]) -> bool {
+    use aws_lc_rs::signature::{
+        RSA_PSS_2048_8192_SHA256, RsaParameters, RsaPssSaltLength, UnparsedPublicKey,
+    };
+    static LONGEST: RsaParameters =
+        RSA_PSS_2048_8192_SHA256.with_pss_salt_length(RsaPssSaltLength::Max);
+    UnparsedPublicKey::new(&LONGEST, public_key)
+        .verify(message, signature)
+        .is_ok()
+}
+
+/// ring knows no other salt than one as long as the digest.
+#[cfg(feature = "ring-only")]
+fn rsa_pss_sha256_longest_salt(_: &[u8], _: &[u8], _: &[u8]) -> bool {
+    false
 }

@@ -94,9 +94,9 @@ pub enum Shown {
     Web(WebIdentity),
 }
 
-/// A certificate of the Web PKI with its key. The key is never printed.
+/// A certificate of another PKI, such as the Web's, with its key. The key is never printed.
 #[derive(Clone)]
-pub struct WebIdentity(Arc<CertifiedKey>);
+pub struct WebIdentity(pub(crate) Arc<CertifiedKey>);
 
 impl WebIdentity {
     /// Reads a chain, leaf first, and the leaf's key.
@@ -123,7 +123,7 @@ impl std::fmt::Debug for WebIdentity {
     }
 }
 
-/// Why a certificate of the Web PKI cannot be shown.
+/// Why a certificate of another PKI cannot be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum WebIdentityError {
     /// The chain.

@@ -57,6 +57,13 @@ fn each_rule_alone_has_its_code() {
         ["FNL2005"]
     );
     assert_eq!(
+        with(
+            "joinToken: { tokenFile: /etc/finial/token }",
+            "x509Pop: { certificateFile: /c }"
+        ),
+        ["FNL2030"]
+    );
+    assert_eq!(
         with("joinToken: { tokenFile: /etc/finial/token }", "k8sPsat: {}"),
         ["FNL2006"]
     );

@@ -7,7 +7,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use futures::Stream;
+use futures::{Stream, StreamExt as _};
 use mesh_identity::{Entry, Selector, SpiffeId, X509Svid};
 use mesh_runtime::audit::{Action, Decision, Object, Outcome, Record};
 use prost::Message;
@@ -20,7 +20,9 @@ use super::super::caller::{Connection, NotACaller};
 use super::super::permit::Limit;
 use super::super::{Call, Parts, Refusal, over_the_limit};
 use super::{required_id, seconds};
-use crate::attestation::{AttestError, AttestedNode, join_token_agent_id};
+use crate::attestation::{
+    AttestError, Attestation, AttestedNode, Challenged, bounded, join_token_agent_id,
+};
 use crate::issuance::VerifiedCsr;
 use crate::registry::{CreateRefused, agents_page};
 use crate::store::{Attested, NewToken, Node, RenewedSerial, token_hash};
@@ -32,6 +34,7 @@ const EVIDENCE_TIMEOUT: Duration = Duration::from_secs(10);
 const LONGEST_VERSION: usize = 255;
 
 /// The service.
+#[derive(Clone)]
 pub(crate) struct Service {
     parts: Parts,
 }
@@ -41,21 +44,46 @@ impl Service {
         Self { parts }
     }
 
-    /// The one step of both attestors: everything is in the first message.
-    async fn attest(
+    /// The first message: it proves the node, or leads to a challenge.
+    async fn judge(
         &self,
         asks: &mut Streaming<wire::AttestAgentRequest>,
         record: &mut Record,
-    ) -> Result<(X509Svid, AttestedNode), Refusal> {
-        let first = tokio::time::timeout(EVIDENCE_TIMEOUT, asks.message())
-            .await
-            .map_err(|_| malformed("no evidence was sent in time"))?
-            .map_err(|status| Refusal::new("FNL1257", status.code(), status.message()))?;
-        let (kind, evidence, csr) = read(first)?;
+    ) -> Result<(Attestation, VerifiedCsr), Refusal> {
+        let (kind, evidence, csr) = read(next(asks).await?)?;
         record.object(Object::new("agent").name(mesh_runtime::errors::untrusted(&kind)));
         // N4: possession first, so that nothing single-use is spent on a request that cannot be answered.
         let csr = VerifiedCsr::parse(&csr)?;
-        let node = self.parts.attestors.attest(&kind, &evidence, &csr).await?;
+        let judged = self.parts.attestors.attest(&kind, &evidence, &csr).await?;
+        if let Attestation::Challenged(challenged) = &judged {
+            record.object(Object::new("agent").name(challenged.id().as_str()));
+        }
+        Ok((judged, csr))
+    }
+
+    /// The second message, where there is one.
+    async fn proven(
+        &self,
+        challenged: Challenged,
+        asks: &mut Streaming<wire::AttestAgentRequest>,
+    ) -> Result<AttestedNode, Refusal> {
+        use wire::attest_agent_request::Step;
+        match next(asks).await?.and_then(|request| request.step) {
+            Some(Step::ChallengeResponse(answer)) => {
+                let proven = challenged.prove(bounded(&answer)?);
+                Ok(proven.map_err(AttestError::from)?)
+            }
+            Some(Step::Params(_)) => Err(malformed("the challenge was not answered")),
+            None => Err(malformed("missing challenge response")),
+        }
+    }
+
+    async fn admit(
+        &self,
+        node: AttestedNode,
+        csr: &VerifiedCsr,
+        record: &mut Record,
+    ) -> Result<(X509Svid, AttestedNode), Refusal> {
         record.object(
             Object::new("agent")
                 .name(node.id.as_str())
@@ -65,7 +93,7 @@ impl Service {
         if known.is_some_and(|known| known.banned) {
             return Err(AttestError::Banned(node.id).into());
         }
-        let svid = self.parts.issuer.issue_agent(&node, &csr).await?;
+        let svid = self.parts.issuer.issue_agent(&node, csr).await?;
         let stored = self.parts.nodes.attest(self.row(&node, &svid)).await?;
         if let Attested::Banned(_) = stored {
             return Err(AttestError::Banned(node.id).into());
@@ -74,6 +102,50 @@ impl Service {
             self.name(&node, alias).await?;
         }
         Ok((svid, node))
+    }
+
+    /// The record first, then the answer.
+    async fn conclude(
+        &self,
+        call: &Call,
+        outcome: Result<(X509Svid, AttestedNode), Refusal>,
+        mut record: Record,
+    ) -> Result<wire::AttestAgentResponse, Status> {
+        let (attestor, result) = match &outcome {
+            Ok((_, node)) => (node.kind, "success"),
+            Err(refusal) => ("unknown", refusal.code),
+        };
+        self.parts.metrics.attestation(attestor, result);
+        match outcome {
+            Ok((svid, node)) => {
+                record.object(
+                    Object::new("agent")
+                        .name(node.id.as_str())
+                        .id(node.evidence_id.clone())
+                        .serial(svid.serial()),
+                );
+                record
+                    .finish(Outcome::Success, None)
+                    .await
+                    .map_err(|error| call.refuse(error))?;
+                let result = wire::attest_agent_response::Result {
+                    svid: Some(types::X509svid::from(&svid)),
+                    reattestable: node.can_reattest,
+                };
+                Ok(wire::AttestAgentResponse {
+                    step: Some(wire::attest_agent_response::Step::Result(result)),
+                })
+            }
+            Err(refusal) => {
+                record.decision(Decision::deny(refusal.why()));
+                // The reason of a refused node must be there when somebody looks for it.
+                record
+                    .finish(refusal.outcome(), Some(refusal.code))
+                    .await
+                    .map_err(|error| call.refuse(error))?;
+                Err(call.refuse(refusal))
+            }
+        }
     }
 
     fn row(&self, node: &AttestedNode, svid: &X509Svid) -> Node {
@@ -182,6 +254,16 @@ fn alias_entry(alias: &SpiffeId, parent: &SpiffeId, selector: Selector, now: Sys
     }
 }
 
+/// What the node says next, if it does so in time.
+async fn next(
+    asks: &mut Streaming<wire::AttestAgentRequest>,
+) -> Result<Option<wire::AttestAgentRequest>, Refusal> {
+    tokio::time::timeout(EVIDENCE_TIMEOUT, asks.message())
+        .await
+        .map_err(|_| malformed("no evidence was sent in time"))?
+        .map_err(|status| Refusal::new("FNL1257", status.code(), status.message()))
+}
+
 /// Type, payload and CSR; all three are needed.
 fn read(first: Option<wire::AttestAgentRequest>) -> Result<(String, Vec<u8>, Vec<u8>), Refusal> {
     use wire::attest_agent_request::Step;
@@ -234,43 +316,27 @@ impl wire::agent_server::Agent for Service {
             .audit
             .begin(Action("node.attest"), call.who.actor.clone());
         record.origin(call.who.origin.clone());
-        let outcome = self.attest(&mut asks, &mut record).await;
-        let (attestor, result) = match &outcome {
-            Ok((_, node)) => (node.kind, "success"),
-            Err(refusal) => ("unknown", refusal.code),
+        let outcome = match self.judge(&mut asks, &mut record).await {
+            Ok((Attestation::Challenged(challenged), csr)) => {
+                let ask = wire::attest_agent_response::Step::Challenge(challenged.document());
+                let ask = wire::AttestAgentResponse { step: Some(ask) };
+                let service = self.clone();
+                // Whoever does not wait for the end leaves a record that says so.
+                let end = async move {
+                    let outcome = match service.proven(*challenged, &mut asks).await {
+                        Ok(node) => service.admit(node, &csr, &mut record).await,
+                        Err(refusal) => Err(refusal),
+                    };
+                    service.conclude(&call, outcome, record).await
+                };
+                let answers = futures::stream::iter([Ok(ask)]).chain(futures::stream::once(end));
+                return Ok(Response::new(Box::pin(answers)));
+            }
+            Ok((Attestation::Proven(node), csr)) => self.admit(*node, &csr, &mut record).await,
+            Err(refusal) => Err(refusal),
         };
-        self.parts.metrics.attestation(attestor, result);
-        match outcome {
-            Ok((svid, node)) => {
-                record.object(
-                    Object::new("agent")
-                        .name(node.id.as_str())
-                        .id(node.evidence_id.clone())
-                        .serial(svid.serial()),
-                );
-                record
-                    .finish(Outcome::Success, None)
-                    .await
-                    .map_err(|error| call.refuse(error))?;
-                let result = wire::attest_agent_response::Result {
-                    svid: Some(types::X509svid::from(&svid)),
-                    reattestable: node.can_reattest,
-                };
-                let answer = wire::AttestAgentResponse {
-                    step: Some(wire::attest_agent_response::Step::Result(result)),
-                };
-                Ok(Response::new(Box::pin(tokio_stream::once(Ok(answer)))))
-            }
-            Err(refusal) => {
-                record.decision(Decision::deny(refusal.why()));
-                // The reason of a refused node must be there when somebody looks for it.
-                record
-                    .finish(refusal.outcome(), Some(refusal.code))
-                    .await
-                    .map_err(|error| call.refuse(error))?;
-                Err(call.refuse(refusal))
-            }
-        }
+        let answer = self.conclude(&call, outcome, record).await?;
+        Ok(Response::new(Box::pin(tokio_stream::once(Ok(answer)))))
     }
 
     async fn renew_agent(
