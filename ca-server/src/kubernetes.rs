@@ -4,7 +4,7 @@
 //! Never stores an entry for a pod: identities are worked out from the facts of now when an agent asks.
 //!
 //! Reading order: [`facts`] (pods, nodes, namespaces, trimmed), [`rule`] (a `ClusterSPIFFEID`) with [`label_selector`] and
-//! [`template`], [`derive`] (facts and rules → identities), [`state`] (what of it is an agent's), [`watch`], [`bans`] and [`publish`].
+//! [`template`], [`derive`] (facts and rules → identities), [`state`] (what of it is an agent's), [`watch`], [`bans`], [`status`] and [`publish`].
 
 mod bans;
 pub(crate) mod client;
@@ -15,6 +15,7 @@ mod label_selector;
 mod publish;
 mod rule;
 mod state;
+mod status;
 mod template;
 mod watch;
 
@@ -141,6 +142,11 @@ impl Clusters {
             let class = cluster.class.clone();
             tasks.spawn(&format!("rules-of-{name}"), |stop| {
                 watch::rules(client, reflection, class, stop)
+            });
+            let (client, reflection) = to();
+            let clock = clock.clone();
+            tasks.spawn(&format!("status-in-{name}"), |stop| {
+                status::run(client, reflection, clock, stop)
             });
         }
     }

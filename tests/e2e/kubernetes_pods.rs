@@ -210,13 +210,16 @@ async fn the_manifests_are_admitted_and_the_trust_bundle_is_where_they_mount_it(
     let mut spec = of_kind(&server, "StatefulSet")["spec"]["template"]["spec"].clone();
     let volumes = spec["volumes"].as_array_mut().expect("a list");
     volumes.push(json!({ "name": "data", "emptyDir": {} })); // the claim's place
-    assert!(rig.would_admit("finial", "ca-server-0", &spec).await);
+    let admitted = rig.judge_pod("finial", "ca-server-0", &spec).await;
+    assert_eq!(admitted, Ok(()));
     let spec = &of_kind(&agents, "DaemonSet")["spec"]["template"]["spec"];
-    assert!(rig.would_admit("finial-agents", "agent", spec).await);
-    assert!(
-        !rig.would_admit("finial", "agent", spec).await,
-        "the agents' pod would be admitted beside ca-server: the level is not enforced"
-    );
+    let admitted = rig.judge_pod("finial-agents", "agent", spec).await;
+    assert_eq!(admitted, Ok(()));
+    let mut beside = spec.clone();
+    beside["serviceAccountName"] = json!("ca-server");
+    let refused = rig.judge_pod("finial", "agent", &beside).await;
+    let refused = refused.expect_err("the level of ca-server's namespace is not enforced");
+    assert!(refused.contains("violates PodSecurity"), "{refused}");
     for (objects, program) in [(&server, "ca-server"), (&agents, "workload-agent")] {
         let file = format!("{program}.yaml");
         let map = of_kind(objects, "ConfigMap");
@@ -283,6 +286,25 @@ async fn a_cluster_spiffe_id_decides_what_pods_are_called_as_soon_as_it_changes(
         .rig
         .rule("nonsense", rule("{{ range .PodMeta.Labels }}"))
         .await;
+    let status = async |name: &str, expected: &str, words: &str| {
+        let path = format!("/apis/spire.spiffe.io/v1alpha1/clusterspiffeids/{name}");
+        let said = eventually::within(Duration::from_secs(20), async || {
+            let object = scene.rig.object(&path).await.unwrap_or_default();
+            let condition = &object["status"]["conditions"][0];
+            condition["status"] == expected && object["status"].to_string().contains(words)
+        });
+        let object = scene.rig.object(&path).await;
+        assert!(said.await, "{name}: {object:?}");
+    };
+    status("tills", "True", "\"podsSelected\":2").await;
+    status("nonsense", "False", "range .PodMeta.Labels").await;
+    let foreign = "/apis/spire.spiffe.io/v1alpha1/clusterspiffeids/other";
+    let foreign = scene.rig.object(foreign).await.expect("it is there");
+    assert_eq!(
+        foreign["status"],
+        Value::Null,
+        "another controller's object"
+    );
     let mut selective = rule("selected");
     selective["podSelector"] = json!({ "matchLabels": { "app": "web" } });
     scene.rig.rule("selective", selective).await;

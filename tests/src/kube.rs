@@ -179,8 +179,11 @@ impl Rig {
         made
     }
 
-    /// Whether the API server would admit this pod.
-    pub async fn would_admit(&self, namespace: &str, name: &str, spec: &Value) -> bool {
+    /// What the API server would say to this pod.
+    ///
+    /// # Errors
+    /// When it would not admit it, in its words.
+    pub async fn judge_pod(&self, namespace: &str, name: &str, spec: &Value) -> Result<(), String> {
         let path = format!("/api/v1/namespaces/{namespace}/pods?dryRun=All");
         let body = json!({ "metadata": { "name": name }, "spec": spec });
         let request = http::Request::post(path)
@@ -188,10 +191,7 @@ impl Rig {
             .body(body.to_string().into_bytes())
             .expect("a request");
         let answer = self.client.request::<Value>(request).await;
-        if let Err(error) = &answer {
-            println!("{namespace}/{name}: {error}");
-        }
-        answer.is_ok()
+        answer.map(drop).map_err(|error| error.to_string())
     }
 
     /// An object, if it is there.

@@ -24,6 +24,8 @@ pub(super) struct RuleName {
     pub(super) uid: String,
     /// When it was made: the older rule goes first.
     pub(super) created_at: SystemTime,
+    /// The number of its form; each edit of the spec raises it.
+    pub(super) generation: i64,
 }
 
 /// A `ClusterSPIFFEID` that was understood.
@@ -167,6 +169,7 @@ impl Rule {
                 name: String::new(),
                 uid: String::new(),
                 created_at: SystemTime::UNIX_EPOCH,
+                generation: 0,
             },
             spiffe_id: Template::parse(text).expect("our own template"),
             dns_names: Vec::new(),

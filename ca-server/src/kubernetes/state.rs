@@ -1,6 +1,8 @@
 //! Decides what of a cluster concerns which node: the objects as last heard, trimmed, and whom each change touches.
 //! Trusts the watches for the order of one kind. Never answers before all kinds were read once, never forgets while a watch is away.
 
+mod verdicts;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
@@ -17,6 +19,8 @@ use crate::store::Node;
 /// One cluster as it was last heard.
 pub(super) struct Reflection {
     setting: Setting,
+    /// The parent of entries that are only counted.
+    nobody: SpiffeId,
     /// The rule for what no other rule matches.
     default: Option<Arc<Rule>>,
     state: RwLock<State>,
@@ -52,6 +56,8 @@ struct State {
     namespaces: HashMap<String, Labels>,
     /// The newest form of each that was understood.
     rules: BTreeMap<String, Arc<Rule>>,
+    /// The newest form of each, and what is wrong with it.
+    judged: BTreeMap<String, (RuleName, Option<String>)>,
     /// The same in the order of preference.
     in_order: Vec<Arc<Rule>>,
     touched: Touched,
@@ -82,7 +88,9 @@ impl Reflection {
             in_order: default.iter().cloned().collect(),
             ..State::default()
         };
+        let nobody = SpiffeId::from_parts(&setting.trust_domain, "/spire/agent");
         Self {
+            nobody: nobody.expect("a path of ours"),
             setting,
             default,
             state: RwLock::new(state),
@@ -195,14 +203,18 @@ impl Reflection {
     /// Rules, each read or refused. One that was understood and is edited into what is not keeps its last good form.
     pub(super) fn rules(&self, change: Change<(RuleName, Result<Rule, RuleError>)>) {
         self.change(|state| {
-            let before = state.rules.clone();
+            let (before, judged) = (state.rules.clone(), state.judged.clone());
             match change {
                 Change::Set(read) => state.set_rule(read),
-                Change::Gone(uid) => drop(state.rules.remove(&uid)),
+                Change::Gone(uid) => {
+                    state.rules.remove(&uid);
+                    state.judged.remove(&uid);
+                }
                 Change::All(all) => {
                     state.heard.rules = true;
                     let there: BTreeSet<_> = all.iter().map(|(of, _)| of.uid.clone()).collect();
                     state.rules.retain(|uid, _| there.contains(uid));
+                    state.judged.retain(|uid, _| there.contains(uid));
                     for read in all {
                         state.set_rule(read);
                     }
@@ -215,7 +227,12 @@ impl Reflection {
                     .in_order
                     .sort_by(|one, other| one.preference().cmp(&other.preference()));
             }
-            Concerns::everybody_if(changed)
+            match changed {
+                true => Concerns::Everybody,
+                // No agent's concern, but people are told.
+                false if judged != state.judged => Concerns::Nodes(BTreeSet::new()),
+                false => Concerns::Nobody,
+            }
         });
     }
 
@@ -301,6 +318,11 @@ impl Reflection {
             })
     }
 
+    /// The generation of the facts, as it moves.
+    pub(super) fn facts(&self) -> watch::Receiver<u64> {
+        self.generation.subscribe()
+    }
+
     /// The UID that a node of this name has now; none if there is no such node, or the nodes were not read yet.
     pub(super) fn node_uid(&self, name: &str) -> Option<String> {
         self.read().nodes.get(name).map(|node| node.uid.clone())
@@ -368,13 +390,18 @@ impl State {
     }
 
     fn set_rule(&mut self, (of, read): (RuleName, Result<Rule, RuleError>)) {
-        match read {
-            Ok(rule) => drop(self.rules.insert(of.uid, Arc::new(rule))),
+        let problem = match read {
+            Ok(rule) => {
+                self.rules.insert(of.uid.clone(), Arc::new(rule));
+                None
+            }
             Err(error) => {
                 let kept = self.rules.contains_key(&of.uid);
                 tracing::warn!(code = error.code(), rule = of.name, kept, error = %ErrorChain(&error), "a ClusterSPIFFEID is not applied; the last form that was understood stays in force, if there is one");
+                Some(ErrorChain(&error).to_string())
             }
-        }
+        };
+        self.judged.insert(of.uid.clone(), (of, problem));
     }
 }
 

@@ -111,6 +111,12 @@ impl Class {
     }
 }
 
+/// The kind `ClusterSPIFFEID`.
+pub(super) fn cluster_spiffe_ids() -> ApiResource {
+    let kind = GroupVersionKind::gvk("spire.spiffe.io", "v1alpha1", "ClusterSPIFFEID");
+    ApiResource::from_gvk_with_plural(&kind, "clusterspiffeids")
+}
+
 /// Follows the `ClusterSPIFFEID`s of a class.
 pub(super) async fn rules(
     client: kube::Client,
@@ -118,11 +124,7 @@ pub(super) async fn rules(
     class: Class,
     stop: Stop,
 ) -> Result<(), Never> {
-    let kind = GroupVersionKind::gvk("spire.spiffe.io", "v1alpha1", "ClusterSPIFFEID");
-    let all: Api<DynamicObject> = Api::all_with(
-        client,
-        &ApiResource::from_gvk_with_plural(&kind, "clusterspiffeids"),
-    );
+    let all: Api<DynamicObject> = Api::all_with(client, &cluster_spiffe_ids());
     let own = to.setting().trust_domain.clone();
     let events = watcher::watcher(all, watcher::Config::default());
     // One that changed its class is gone for us, by an event that says it changed.
@@ -162,6 +164,7 @@ fn read_rule(
 ) -> Option<(RuleName, Option<Result<Rule, RuleError>>)> {
     let of = RuleName {
         created_at: created_at(&object.metadata),
+        generation: object.metadata.generation.unwrap_or_default(),
         name: object.metadata.name?,
         uid: object.metadata.uid?,
     };

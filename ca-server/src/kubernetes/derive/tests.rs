@@ -44,6 +44,7 @@ fn rule(name: &str, spec: Value) -> Arc<Rule> {
         name: name.into(),
         uid: name.into(),
         created_at: SystemTime::UNIX_EPOCH,
+        generation: 1,
     };
     Arc::new(Rule::parse(of, spec, &setting().trust_domain).unwrap())
 }

@@ -9,6 +9,7 @@ fn parse(spec: Value) -> Result<Rule, RuleError> {
         name: "r".into(),
         uid: "1".into(),
         created_at: SystemTime::UNIX_EPOCH,
+        generation: 1,
     };
     Rule::parse(of, spec, &"example.org".parse().unwrap())
 }

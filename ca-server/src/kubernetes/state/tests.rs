@@ -49,6 +49,7 @@ fn rule(name: &str, age: u64, spec: Value) -> (RuleName, Result<Rule, RuleError>
         name: name.into(),
         uid: format!("uid-{name}"),
         created_at: SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(age),
+        generation: 1,
     };
     (of.clone(), Rule::parse(of, spec, &own()))
 }
@@ -238,4 +239,42 @@ fn a_rule_selects_by_the_labels_of_the_namespace_as_they_are_now() {
     )));
     assert!(cluster.may_have_changed(&a, before));
     assert_eq!(ids(&cluster, &a), ["/sales"]);
+}
+
+#[test]
+fn people_are_told_what_each_object_selects_and_what_is_wrong_with_it() {
+    let cluster = heard();
+    let before = generation(&cluster);
+    cluster.rules(Change::Set(rule(
+        "labels",
+        1,
+        json!({ "spiffeIDTemplate": "spiffe://dev.test/{{ .PodMeta.Labels.none }}" }),
+    )));
+    cluster.rules(Change::Set(rule(
+        "nonsense",
+        1,
+        json!({ "spiffeIDTemplate": "{{ nonsense }}" }),
+    )));
+    assert_eq!(
+        generation(&cluster),
+        before + 2,
+        "a refusal is news for people"
+    );
+    let verdicts = cluster.verdicts();
+    let labels = &verdicts["uid-labels"];
+    assert_eq!(
+        (labels.namespaces, labels.pods, labels.render_failures),
+        (1, 2, 2)
+    );
+    assert_eq!(labels.problem, None);
+    let nonsense = &verdicts["uid-nonsense"];
+    let problem = nonsense.problem.as_deref().unwrap();
+    assert!(
+        problem.contains("spiffeIDTemplate") && problem.contains("nonsense"),
+        "{problem}"
+    );
+    assert_eq!(nonsense.pods, 0);
+    cluster.rules(Change::Gone("uid-nonsense".into()));
+    cluster.rules(Change::All(Vec::new()));
+    assert!(cluster.verdicts().is_empty());
 }
