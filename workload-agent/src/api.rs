@@ -21,7 +21,7 @@ use std::{
 };
 
 use mesh_runtime::{
-    accept::{Incoming, Limits, Permit},
+    accept::{Incoming, Limits, PathAuthority, Permit},
     tasks::Stop,
 };
 use tokio::{
@@ -127,6 +127,7 @@ fn enter(
     });
     Ok(Connection {
         stream,
+        authority: PathAuthority::default(),
         peer,
         ended,
         silent_until: Some(Box::pin(tokio::time::sleep(FIRST_BYTES))),
@@ -213,6 +214,7 @@ impl Drop for Place {
 /// then), and when nothing comes at its start.
 struct Connection {
     stream: UnixStream,
+    authority: PathAuthority,
     peer: Peer,
     ended: Pin<Box<dyn Future<Output = ()> + Send>>,
     silent_until: Option<Pin<Box<Sleep>>>,
@@ -249,7 +251,9 @@ impl AsyncRead for Connection {
         }
         let before = buf.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
-        if buf.filled().len() > before {
+        let arrived = &mut buf.filled_mut()[before..];
+        if !arrived.is_empty() {
+            self.authority.pass(arrived);
             self.silent_until = None;
         }
         Poll::Ready(Ok(()))

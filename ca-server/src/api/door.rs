@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use mesh_runtime::accept::{HTTP2_OPENING, Patience, Permit};
+use mesh_runtime::accept::{HTTP2_OPENING, PathAuthority, Patience, Permit};
 use mesh_runtime::drain::Held;
 use mesh_tls::{HandshakeError, ServerConfig, ServerStream};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
@@ -32,7 +32,7 @@ pub struct Io {
 
 enum Stream {
     Tls(Box<ServerStream<TcpStream>>),
-    Unix(UnixStream),
+    Unix(UnixStream, PathAuthority),
 }
 
 /// What tonic puts beside each request.
@@ -75,7 +75,11 @@ impl Io {
                 pid: Some(credentials.pid()).filter(|pid| *pid > 0),
                 socket,
             },
-            stream: Patience::new(Stream::Unix(stream), HTTP2_OPENING, OPENING),
+            stream: Patience::new(
+                Stream::Unix(stream, PathAuthority::default()),
+                HTTP2_OPENING,
+                OPENING,
+            ),
             _permit: permit,
             _held: held,
         })
@@ -138,7 +142,12 @@ impl AsyncRead for Stream {
     ) -> Poll<io::Result<()>> {
         match &mut *self {
             Self::Tls(stream) => Pin::new(stream.as_mut()).poll_read(context, buffer),
-            Self::Unix(stream) => Pin::new(stream).poll_read(context, buffer),
+            Self::Unix(stream, authority) => {
+                let before = buffer.filled().len();
+                let read = Pin::new(stream).poll_read(context, buffer);
+                authority.pass(&mut buffer.filled_mut()[before..]);
+                read
+            }
         }
     }
 }
@@ -151,7 +160,7 @@ impl AsyncWrite for Stream {
     ) -> Poll<io::Result<usize>> {
         match &mut *self {
             Self::Tls(stream) => Pin::new(stream.as_mut()).poll_write(context, bytes),
-            Self::Unix(stream) => Pin::new(stream).poll_write(context, bytes),
+            Self::Unix(stream, _) => Pin::new(stream).poll_write(context, bytes),
         }
     }
 
@@ -162,28 +171,28 @@ impl AsyncWrite for Stream {
     ) -> Poll<io::Result<usize>> {
         match &mut *self {
             Self::Tls(stream) => Pin::new(stream.as_mut()).poll_write_vectored(context, slices),
-            Self::Unix(stream) => Pin::new(stream).poll_write_vectored(context, slices),
+            Self::Unix(stream, _) => Pin::new(stream).poll_write_vectored(context, slices),
         }
     }
 
     fn is_write_vectored(&self) -> bool {
         match self {
             Self::Tls(stream) => stream.is_write_vectored(),
-            Self::Unix(stream) => stream.is_write_vectored(),
+            Self::Unix(stream, _) => stream.is_write_vectored(),
         }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut *self {
             Self::Tls(stream) => Pin::new(stream.as_mut()).poll_flush(context),
-            Self::Unix(stream) => Pin::new(stream).poll_flush(context),
+            Self::Unix(stream, _) => Pin::new(stream).poll_flush(context),
         }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut *self {
             Self::Tls(stream) => Pin::new(stream.as_mut()).poll_shutdown(context),
-            Self::Unix(stream) => Pin::new(stream).poll_shutdown(context),
+            Self::Unix(stream, _) => Pin::new(stream).poll_shutdown(context),
         }
     }
 }

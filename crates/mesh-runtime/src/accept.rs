@@ -18,6 +18,10 @@
 //! # }
 //! ```
 
+mod authority;
+
+pub use self::authority::PathAuthority;
+
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;

@@ -3,20 +3,13 @@
 Arguments: the socket, an audience, and how many certificates it waits for.
 """
 
-import functools
 import json
 import queue
 import sys
 import time
 
-import grpc
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from spiffe import JwtSvid, WorkloadApiClient, X509Source
-
-# gRPC's core names the socket's path as the authority of each request, which the HTTP/2 library of the agent refuses as malformed
-# (docs/decisions/0808). What its users set as a channel option is set here for the client, which has no parameter for it.
-OPTIONS = [("grpc.default_authority", "localhost")]
-grpc.insecure_channel = functools.partial(grpc.insecure_channel, options=OPTIONS)
 
 
 def in_order(context):
