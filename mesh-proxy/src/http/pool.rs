@@ -388,7 +388,8 @@ impl Pool {
                 self.metrics.handshake("client", "ok", Some(&peer.session));
                 let now = self.clock.now();
                 self.proofs.note(&peer.id, peer.not_after.min(own), now);
-                let share = peer.session.alpn.as_deref() != Some(b"http/1.1");
+                // A peer that chose nothing never said that it speaks HTTP/2 (RFC 9113, section 3.2).
+                let share = peer.session.alpn.as_deref() == Some(b"h2");
                 let proof = Proof {
                     life: Life::new(now, peer.not_after, own, RETIRE_EARLY),
                     peer: Box::new(peer),
