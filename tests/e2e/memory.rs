@@ -77,7 +77,7 @@ async fn ca_36_another_process_of_its_user_cannot_read_the_authoritys_memory() {
     let seen: Vec<_> = ["environ", "maps", "mem"]
         .map(|file| (file, looked(file)))
         .into();
-    let owner = fs::metadata(format!("/proc/{}", server.id())).map(|facts| facts.uid());
+    let owner = fs::metadata(format!("/proc/{}/mem", server.id())).map(|facts| facts.uid());
     server.kill().expect("it runs");
     server.wait().expect("it ends");
     assert!(started, "ca-server did not open its admin socket");
