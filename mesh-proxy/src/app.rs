@@ -110,7 +110,7 @@ impl App {
     pub async fn start(config: ProxyConfig, clock: Clock) -> anyhow::Result<Self> {
         mesh_tls::install_default_provider();
         let registry = Metrics::new("mesh_proxy");
-        let metrics = ProxyMetrics::new(&registry);
+        let metrics = ProxyMetrics::new(&registry, config.workload.clone());
         let readiness = Readiness::new();
         let tasks = Tasks::new("mesh-proxy");
         let drain = Drain::after(&readiness);

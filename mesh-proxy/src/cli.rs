@@ -73,9 +73,11 @@ fn run(args: &RunArgs, common: &CommonArgs) -> Exit {
         Err(errors) => return cli::fail_config(&errors, common),
     };
     let config = loaded.value;
-    if let Err(error) = mesh_runtime::telemetry::init(&common.log(&config.log)) {
-        return cli::fail(&error, common);
-    }
+    let (log, otlp) = (common.log(&config.log), &config.telemetry.otlp);
+    let _traces = match mesh_runtime::telemetry::init_traced("mesh-proxy", &log, otlp) {
+        Ok(traces) => traces,
+        Err(error) => return cli::fail(&error, common),
+    };
     match app::run(config, args.addresses_file.as_deref()) {
         Ok(()) => Exit::Done,
         Err(error) => {

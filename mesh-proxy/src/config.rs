@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use mesh_identity::SpiffeId;
 use mesh_runtime::config::{ByteSize, Config, Findings, HumanDuration};
-use mesh_runtime::telemetry::LogOptions;
+use mesh_runtime::telemetry::{LogOptions, OtlpOptions};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -233,6 +233,8 @@ impl Default for Drain {
 pub struct Telemetry {
     /// The admin port.
     pub metrics: MetricsPort,
+    /// Traces.
+    pub otlp: OtlpOptions,
 }
 
 /// The admin port: `/live`, `/ready`, `/metrics`.

@@ -44,6 +44,15 @@ impl Cut {
             Self::Drain => "FNL3035",
         }
     }
+
+    /// Istio's response flag: whom a decision ended, or just an end.
+    pub(crate) fn flag(self) -> &'static str {
+        match self {
+            Self::Policy | Self::Trust | Self::Expired => "DENY",
+            Self::Idle => "UT",
+            Self::Drain => "-",
+        }
+    }
 }
 
 /// The two moments at which a connection's time is over.

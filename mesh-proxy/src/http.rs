@@ -4,10 +4,12 @@
 
 pub(crate) mod body;
 pub(crate) mod exchange;
+mod grpc;
 pub(crate) mod headers;
 pub(crate) mod pool;
 pub(crate) mod refusal;
 pub(crate) mod request;
+mod trace;
 
 use std::convert::Infallible;
 use std::future::Future;

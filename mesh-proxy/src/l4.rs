@@ -5,10 +5,12 @@
 use std::io;
 use std::time::Duration;
 
+use mesh_runtime::metrics::Counter;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::time::timeout;
 
 use crate::connections::Cut;
+use crate::metrics::TcpCounters;
 
 const BUFFER: usize = 16 * 1024;
 
@@ -25,6 +27,7 @@ pub(crate) struct Carried {
 pub(crate) async fn carry<C, U>(
     client: C,
     upstream: U,
+    counters: &TcpCounters,
     idle: Duration,
     end: impl Future<Output = Cut>,
 ) -> Carried
@@ -42,6 +45,14 @@ where
     } = &mut carried;
     let (activity, quiet) = tokio::sync::watch::channel(());
     let both = async {
+        let up = Passed {
+            count: up,
+            counter: &counters.received,
+        };
+        let down = Passed {
+            count: down,
+            counter: &counters.sent,
+        };
         let up = one_way(&mut from_client, &mut to_upstream, up, &activity);
         let down = one_way(&mut from_upstream, &mut to_client, down, &activity);
         tokio::try_join!(up, down)
@@ -57,10 +68,16 @@ where
     carried
 }
 
+/// What went one way: for the record, and for whoever looks meanwhile.
+struct Passed<'a> {
+    count: &'a mut u64,
+    counter: &'a Counter,
+}
+
 async fn one_way<R, W>(
     from: &mut R,
     to: &mut W,
-    count: &mut u64,
+    passed: Passed<'_>,
     activity: &tokio::sync::watch::Sender<()>,
 ) -> io::Result<()>
 where
@@ -77,7 +94,9 @@ where
         }
         to.write_all(&buffer).await?;
         to.flush().await?;
-        *count += read as u64;
+        *passed.count += read as u64;
+        // While it lives, so that a long connection is seen when it carries something and not when it ends.
+        passed.counter.inc_by(read as u64);
         activity.send_replace(());
     }
 }

@@ -1,40 +1,20 @@
-//! All metric names of the proxy: Istio's standard ones for traffic, our own for the rest (ux D.2, D.3).
+//! The proxy's own metrics (ux D.3); those of traffic, under Istio's names, are in `traffic`.
 //! Trusts label values to be ours or proven: SPIFFE IDs of peers, never a path, a host or a header.
-//! Never grows without bound: beyond a number of peers they share one label.
+//! Never leaves a label empty and never grows without bound.
 
-use std::collections::HashSet;
-use std::sync::{Arc, Mutex, PoisonError};
+mod traffic;
+
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use mesh_policy::{Effect, Reason};
-use mesh_runtime::metrics::{Counter, Family, Gauge, Histogram, Metrics};
+use mesh_runtime::metrics::{Counter, Family, Gauge, Metrics};
 use prometheus_client::encoding::EncodeLabelSet;
 
+use crate::config::Workload;
 use crate::decide::{Aside, effect_label, reason_label};
 
-/// Peers that get their own label value.
-const MOST_PEERS: usize = 1000;
-
-/// Labels of a request.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(crate) struct RequestLabels {
-    pub(crate) reporter: &'static str,
-    pub(crate) source_principal: Arc<str>,
-    pub(crate) destination_principal: Arc<str>,
-    pub(crate) request_protocol: &'static str,
-    pub(crate) response_code: u16,
-    pub(crate) response_flags: &'static str,
-    pub(crate) connection_security_policy: &'static str,
-}
-
-/// Labels of a TCP connection.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(crate) struct TcpLabels {
-    pub(crate) reporter: &'static str,
-    pub(crate) source_principal: Arc<str>,
-    pub(crate) destination_principal: Arc<str>,
-    pub(crate) response_flags: &'static str,
-}
+pub(crate) use traffic::{Edge, Ending, RequestCounters, Sizes, TcpCounters, Traffic};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct DecisionLabels {
@@ -63,13 +43,6 @@ struct CodeLabels {
     code: &'static str,
 }
 
-/// The counters of one kind of request on one connection, looked up once and kept.
-#[derive(Clone, Debug)]
-pub(crate) struct RequestCounters {
-    pub(crate) total: Counter,
-    pub(crate) duration: Histogram,
-}
-
 /// All families. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct ProxyMetrics {
@@ -78,12 +51,7 @@ pub(crate) struct ProxyMetrics {
 
 #[derive(Debug)]
 struct Inner {
-    requests: Family<RequestLabels, Counter>,
-    durations: Family<RequestLabels, Histogram, fn() -> Histogram>,
-    tcp_opened: Family<TcpLabels, Counter>,
-    tcp_closed: Family<TcpLabels, Counter>,
-    tcp_sent: Family<TcpLabels, Counter>,
-    tcp_received: Family<TcpLabels, Counter>,
+    traffic: Traffic,
     decisions: Family<DecisionLabels, Counter>,
     handshakes: Family<HandshakeLabels, Counter>,
     connections: Family<DirectionLabels, Gauge>,
@@ -96,7 +64,6 @@ struct Inner {
     policy_rejected: Counter,
     policy_unenforceable: Gauge,
     records_lost: Family<KindLabels, Counter>,
-    peers: Mutex<HashSet<Arc<str>>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -104,22 +71,10 @@ struct KindLabels {
     kind: &'static str,
 }
 
-fn milliseconds() -> Histogram {
-    Histogram::new([
-        0.5, 1.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0, 5000.0, 10000.0,
-        30000.0, 60000.0, 300_000.0,
-    ])
-}
-
 impl ProxyMetrics {
-    pub(crate) fn new(registry: &Metrics) -> Self {
+    pub(crate) fn new(registry: &Metrics, workload: Option<Workload>) -> Self {
         let inner = Inner {
-            requests: Family::default(),
-            durations: Family::new_with_constructor(milliseconds as fn() -> Histogram),
-            tcp_opened: Family::default(),
-            tcp_closed: Family::default(),
-            tcp_sent: Family::default(),
-            tcp_received: Family::default(),
+            traffic: Traffic::new(registry, workload),
             decisions: Family::default(),
             handshakes: Family::default(),
             connections: Family::default(),
@@ -132,34 +87,7 @@ impl ProxyMetrics {
             policy_rejected: registry.counter("mesh_proxy_config_rejected", "Policy files refused; the last good one stays"),
             policy_unenforceable: registry.gauge("mesh_proxy_policy_unenforceable_rules", "Rules in force that this door cannot enforce as written"),
             records_lost: Family::default(),
-            peers: Mutex::new(HashSet::new()),
         };
-        registry.register("istio_requests", "Requests", inner.requests.clone());
-        registry.register(
-            "istio_request_duration_milliseconds",
-            "Duration of requests",
-            inner.durations.clone(),
-        );
-        registry.register(
-            "istio_tcp_connections_opened",
-            "TCP connections opened",
-            inner.tcp_opened.clone(),
-        );
-        registry.register(
-            "istio_tcp_connections_closed",
-            "TCP connections closed",
-            inner.tcp_closed.clone(),
-        );
-        registry.register(
-            "istio_tcp_sent_bytes",
-            "Bytes to the client of a TCP connection",
-            inner.tcp_sent.clone(),
-        );
-        registry.register(
-            "istio_tcp_received_bytes",
-            "Bytes from the client of a TCP connection",
-            inner.tcp_received.clone(),
-        );
         registry.register(
             "mesh_proxy_authorization_decisions",
             "Decisions",
@@ -195,41 +123,9 @@ impl ProxyMetrics {
         }
     }
 
-    /// The label value for a peer: its ID, or `overflow` when there are too many.
-    pub(crate) fn peer_label(&self, id: &str) -> Arc<str> {
-        let mut peers = self
-            .inner
-            .peers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = peers.get(id) {
-            return Arc::clone(known);
-        }
-        if peers.len() >= MOST_PEERS {
-            return "overflow".into();
-        }
-        let label: Arc<str> = id.into();
-        peers.insert(Arc::clone(&label));
-        label
-    }
-
-    pub(crate) fn request_counters(&self, labels: &RequestLabels) -> RequestCounters {
-        let total = self.inner.requests.get_or_create(labels).clone();
-        let duration = self.inner.durations.get_or_create(labels).clone();
-        RequestCounters { total, duration }
-    }
-
-    pub(crate) fn tcp_opened(&self, labels: &TcpLabels) {
-        self.inner.tcp_opened.get_or_create(labels).inc();
-    }
-
-    pub(crate) fn tcp_closed(&self, labels: &TcpLabels, from_client: u64, to_client: u64) {
-        self.inner.tcp_closed.get_or_create(labels).inc();
-        self.inner
-            .tcp_received
-            .get_or_create(labels)
-            .inc_by(from_client);
-        self.inner.tcp_sent.get_or_create(labels).inc_by(to_client);
+    /// Requests and connections, under Istio's names.
+    pub(crate) fn traffic(&self) -> &Traffic {
+        &self.inner.traffic
     }
 
     pub(crate) fn decision_counter(
@@ -278,7 +174,8 @@ impl ProxyMetrics {
         result: &'static str,
         session: Option<&mesh_tls::Session>,
     ) {
-        let (cipher, group) = session.map_or(("", ""), |s| (s.cipher, s.key_exchange));
+        let (cipher, group) =
+            session.map_or(("unknown", "unknown"), |s| (s.cipher, s.key_exchange));
         self.inner
             .handshakes
             .get_or_create(&HandshakeLabels {

@@ -23,7 +23,7 @@ use crate::http::exchange::Side;
 use crate::http::pool::Pool;
 use crate::http::{self, Signal, Versions, request};
 use crate::l4;
-use crate::metrics::{ProxyMetrics, TcpLabels};
+use crate::metrics::{Edge, ProxyMetrics};
 use crate::record::Recorder;
 
 /// A door for the local application.
@@ -76,6 +76,7 @@ impl OutboundDoor {
             Arc::clone(&self.name),
             self.cell.current().id().as_str().into(),
             self.server.as_str().into(),
+            self.edge(),
             address,
             None,
             self.recorder.clone(),
@@ -105,9 +106,11 @@ impl OutboundDoor {
         let (upstream, peer) = match timeout(limit, self.connect()).await {
             Ok(Ok(connected)) => connected,
             Ok(Err(failed)) => {
+                self.metrics.traffic().tcp(&self.edge(), "UF");
                 return self.write(began, &l4::Carried::default(), None, Some(failed));
             }
             Err(_) => {
+                self.metrics.traffic().tcp(&self.edge(), "UF");
                 return self.write(
                     began,
                     &l4::Carried::default(),
@@ -130,7 +133,8 @@ impl OutboundDoor {
                 () = held.forced() => Cut::Drain,
             }
         };
-        let carried = l4::carry(stream, upstream, self.limits.idle.get(), end).await;
+        let mut counters = self.metrics.traffic().tcp(&self.edge(), "-");
+        let carried = l4::carry(stream, upstream, &counters, self.limits.idle.get(), end).await;
         if let Some(cut) = carried.cut {
             self.metrics.cut(cut.code());
         }
@@ -140,7 +144,16 @@ impl OutboundDoor {
             (None, None, Some(error)) => Some(("FNL3029", error.to_string())),
             (None, None, None) => None,
         };
+        if why.is_some() {
+            counters.ended("UC");
+        }
         self.write(began, &carried, Some(&peer), why);
+    }
+
+    fn edge(&self) -> Edge {
+        let traffic = self.metrics.traffic();
+        let own = traffic.own(self.cell.current().id().as_str());
+        Edge::outbound(own, traffic.peer(self.server.as_str()), &self.name)
     }
 
     async fn connect(&self) -> Result<(ClientStream<TcpStream>, Peer), (&'static str, String)> {
@@ -169,15 +182,6 @@ impl OutboundDoor {
         why: Option<(&'static str, String)>,
     ) {
         let own = self.cell.current();
-        let labels = TcpLabels {
-            reporter: "source",
-            source_principal: self.metrics.peer_label(own.id().as_str()),
-            destination_principal: self.metrics.peer_label(self.server.as_str()),
-            response_flags: if why.is_some() { "UF" } else { "-" },
-        };
-        self.metrics.tcp_opened(&labels);
-        self.metrics
-            .tcp_closed(&labels, carried.from_client, carried.to_client);
         let took = self.clock.monotonic().saturating_duration_since(began.1);
         self.recorder.line(|line| {
             line.time("time", began.0);

@@ -15,6 +15,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use super::exchange::{Exchange, PolicyWatch};
+use super::grpc::Messages;
 use super::headers;
 use super::pool::Lease;
 
@@ -133,7 +134,7 @@ impl Upstream {
             }
             Err(frame) => {
                 if let (Some(data), Some(exchange)) = (frame.data_ref(), &mut self.exchange) {
-                    exchange.sent(data.len());
+                    exchange.sent(data);
                 }
                 frame
             }
@@ -189,17 +190,36 @@ impl Body for ProxyBody {
 #[derive(Debug)]
 pub(crate) struct RequestBody {
     incoming: Incoming,
-    received: Option<Arc<AtomicU64>>,
+    received: Option<Arc<Received>>,
+    messages: Option<Messages>,
+}
+
+/// How much of a body has come.
+#[derive(Debug, Default)]
+pub(crate) struct Received {
+    bytes: AtomicU64,
+    messages: AtomicU64,
+}
+
+impl Received {
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn messages(&self) -> u64 {
+        self.messages.load(Ordering::Relaxed)
+    }
 }
 
 impl RequestBody {
-    /// Passes a body on; the second value counts its bytes, if it can have any.
-    pub(crate) fn new(incoming: Incoming) -> (Self, Option<Arc<AtomicU64>>) {
-        let received = (!incoming.is_end_stream()).then(|| Arc::new(AtomicU64::new(0)));
+    /// Passes a body on; the second value counts what it has, if it can have anything. `grpc`: it has messages.
+    pub(crate) fn new(incoming: Incoming, grpc: bool) -> (Self, Option<Arc<Received>>) {
+        let received = (!incoming.is_end_stream()).then(Arc::<Received>::default);
         (
             Self {
                 incoming,
                 received: received.clone(),
+                messages: grpc.then(Messages::default),
             },
             received,
         )
@@ -224,8 +244,15 @@ impl Body for RequestBody {
                 Frame::trailers(trailers)
             }
             Err(frame) => {
-                if let (Some(data), Some(received)) = (frame.data_ref(), &self.received) {
-                    received.fetch_add(data.len() as u64, Ordering::Relaxed);
+                let body = &mut *self;
+                if let (Some(data), Some(received)) = (frame.data_ref(), &body.received) {
+                    received
+                        .bytes
+                        .fetch_add(data.len() as u64, Ordering::Relaxed);
+                    if let Some(messages) = &mut body.messages {
+                        messages.pass(data);
+                        received.messages.store(messages.count(), Ordering::Relaxed);
+                    }
                 }
                 frame
             }

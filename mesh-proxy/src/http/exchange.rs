@@ -15,13 +15,19 @@ use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
 use mesh_policy::CanonicalHost;
 use mesh_runtime::clock::Clock;
+use mesh_runtime::span;
 use tokio::time::Instant;
+use tracing::Span;
+use tracing::field::Empty;
 
+use super::body::Received;
+use super::grpc::Messages;
+use super::trace::{self, Trace};
 use crate::connections::Cut;
 use crate::decide::{
     self, Caller, Decided, DecisionId, Denied, Permit, RequestFacts, reason_label,
 };
-use crate::metrics::{ProxyMetrics, RequestCounters, RequestLabels};
+use crate::metrics::{Edge, Ending, ProxyMetrics, RequestCounters, Sizes};
 use crate::policy::Policies;
 use crate::record::{Judged, Line, Recorder};
 
@@ -33,8 +39,7 @@ pub(crate) struct Side {
     pub(crate) door: Arc<str>,
     pub(crate) source: Arc<str>,
     pub(crate) destination: Arc<str>,
-    pub(crate) source_label: Arc<str>,
-    pub(crate) destination_label: Arc<str>,
+    edge: Edge,
     pub(crate) peer: SocketAddr,
     /// The peer's certificate and what was negotiated, on the side of the connection where there is TLS.
     pub(crate) tls: Option<TlsFacts>,
@@ -56,9 +61,7 @@ pub(crate) struct TlsFacts {
 
 #[derive(Debug)]
 struct Counted {
-    protocol: &'static str,
-    status: u16,
-    flag: &'static str,
+    ending: Ending,
     counters: RequestCounters,
 }
 
@@ -82,23 +85,19 @@ impl Side {
         door: Arc<str>,
         source: Arc<str>,
         destination: Arc<str>,
+        edge: Edge,
         peer: SocketAddr,
         tls: Option<TlsFacts>,
         recorder: Recorder,
         metrics: ProxyMetrics,
         clock: Clock,
     ) -> Self {
-        let (source_label, destination_label) = (
-            metrics.peer_label(&source),
-            metrics.peer_label(&destination),
-        );
         Self {
             direction,
             door,
             source,
             destination,
-            source_label,
-            destination_label,
+            edge,
             peer,
             tls,
             recorder,
@@ -136,36 +135,15 @@ impl Side {
         Ok(host)
     }
 
-    fn counters(&self, protocol: &'static str, status: u16, flag: &'static str) -> RequestCounters {
+    fn counters(&self, ending: Ending) -> RequestCounters {
         let mut all = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = all
-            .iter()
-            .find(|c| c.status == status && c.flag == flag && c.protocol == protocol)
-        {
+        if let Some(known) = all.iter().find(|known| known.ending == ending) {
             return known.counters.clone();
         }
-        let counters = self.metrics.request_counters(&RequestLabels {
-            reporter: if self.direction == "inbound" {
-                "destination"
-            } else {
-                "source"
-            },
-            source_principal: Arc::clone(&self.source_label),
-            destination_principal: Arc::clone(&self.destination_label),
-            request_protocol: protocol,
-            response_code: status,
-            response_flags: flag,
-            connection_security_policy: if self.direction == "inbound" && self.tls.is_none() {
-                "none"
-            } else {
-                "mutual_tls"
-            },
-        });
+        let counters = self.metrics.traffic().requests(&self.edge, ending);
         if all.len() < 32 {
             all.push(Counted {
-                protocol,
-                status,
-                flag,
+                ending,
                 counters: counters.clone(),
             });
         }
@@ -192,7 +170,11 @@ pub(crate) struct Exchange {
     flag: &'static str,
     why: Option<String>,
     sent: u64,
-    received: Option<Arc<AtomicU64>>,
+    messages: Messages,
+    received: Option<Arc<Received>>,
+    /// The trace that it came with, and our span in it.
+    trace: Option<Trace>,
+    span: Span,
     done: bool,
 }
 
@@ -206,6 +188,11 @@ impl fmt::Debug for Exchange {
 
 impl Exchange {
     pub(crate) fn begin(side: &Arc<Side>, time: SystemTime, parts: &http::request::Parts) -> Self {
+        let grpc = super::refusal::is_grpc(&parts.headers);
+        let (trace, span) = (Trace::read(&parts.headers), span_of(side, parts, grpc));
+        if let Some(trace) = &trace {
+            trace.continued_by(&span, &parts.headers);
+        }
         Self {
             id: side.recorder.next_id(time),
             began: side.clock.monotonic(),
@@ -218,7 +205,7 @@ impl Exchange {
                 .unwrap_or_else(|| PathAndQuery::from_static("/")),
             host: None,
             version: parts.version,
-            grpc: super::refusal::is_grpc(&parts.headers),
+            grpc,
             decided: None,
             denied: false,
             status: 0,
@@ -227,10 +214,18 @@ impl Exchange {
             flag: "-",
             why: None,
             sent: 0,
+            messages: Messages::default(),
             received: None,
+            trace,
+            span,
             done: false,
             side: Arc::clone(side),
         }
+    }
+
+    /// Whoever is asked next belongs to the same trace.
+    pub(crate) fn pass_on_trace(&self, headers: &mut HeaderMap) {
+        trace::pass_on(headers, self.trace.as_ref(), &self.span);
     }
 
     pub(crate) fn is_grpc(&self) -> bool {
@@ -290,7 +285,7 @@ impl Exchange {
         );
     }
 
-    pub(crate) fn receives(&mut self, received: Option<Arc<AtomicU64>>) {
+    pub(crate) fn receives(&mut self, received: Option<Arc<Received>>) {
         self.received = received;
     }
 
@@ -311,8 +306,11 @@ impl Exchange {
         );
     }
 
-    pub(crate) fn sent(&mut self, bytes: usize) {
-        self.sent += bytes as u64;
+    pub(crate) fn sent(&mut self, data: &[u8]) {
+        self.sent += data.len() as u64;
+        if self.grpc {
+            self.messages.pass(data);
+        }
     }
 
     pub(crate) fn trailers(&mut self, trailers: &HeaderMap) {
@@ -355,10 +353,17 @@ impl Exchange {
     fn write(&self) {
         let side = &self.side;
         let took = side.clock.monotonic().saturating_duration_since(self.began);
-        let protocol = if self.grpc { "grpc" } else { "http" };
-        let counters = side.counters(protocol, self.status, self.flag);
-        counters.total.inc();
-        counters.duration.observe(took.as_secs_f64() * 1000.0);
+        let received = self.received.as_deref();
+        let grpc = self.grpc.then_some(self.grpc_status);
+        let ending = Ending::new(self.status, self.flag, grpc);
+        let sizes = Sizes {
+            request_bytes: received.map_or(0, Received::bytes),
+            request_messages: received.map_or(0, Received::messages),
+            response_bytes: self.sent,
+            response_messages: self.messages.count(),
+        };
+        side.counters(ending).count(took, sizes);
+        self.tell_span();
         if let Some(decided) = &self.decided {
             let word = if self.denied { "deny" } else { "allow" };
             side.metrics
@@ -372,12 +377,43 @@ impl Exchange {
         }
     }
 
+    /// How it ended, in the span: our own words and numbers, nothing of the request.
+    fn tell_span(&self) {
+        if self.span.is_disabled() {
+            return;
+        }
+        self.span.record("http.response.status_code", self.status);
+        if let Some(status) = self.grpc_status {
+            self.span.record("rpc.response.status_code", status);
+        }
+        if let Some(code) = self.code {
+            self.span.record("error.type", code);
+        }
+        // What a caller did wrong is no error of this side.
+        if self.status >= 500 || (self.status == 0 && self.code.is_some()) {
+            self.span.record("otel.status_code", "ERROR");
+        }
+        if let Some(decided) = &self.decided {
+            let word = if self.denied { "deny" } else { "allow" };
+            self.span.record("finial.policy.decision", word);
+            self.span
+                .record("finial.policy.reason", reason_label(decided.reason));
+            if let (Some(policy), Some(rule)) = (&decided.policy, &decided.rule) {
+                self.span.record("finial.policy.name", &**policy);
+                self.span.record("finial.policy.rule", &**rule);
+            }
+        }
+    }
+
     fn compose(&self, line: &mut Line<'_>, micros: u128) {
         let side = &self.side;
         line.time("time", self.time);
         line.text("direction", side.direction);
         line.text("door", &side.door);
         line.bytes("decision", &self.id.text());
+        if let Some(trace) = &self.trace {
+            line.plain("trace_id", &format_args!("{:032x}", trace.id()));
+        }
         if let Some(decided) = &self.decided {
             line.text("effect", if self.denied { "deny" } else { "allow" });
             line.text("reason", reason_label(decided.reason));
@@ -411,9 +447,7 @@ impl Exchange {
         }
         line.number(
             "bytes_received",
-            self.received
-                .as_ref()
-                .map_or(0, |r| r.load(Ordering::Relaxed)),
+            self.received.as_deref().map_or(0, Received::bytes),
         );
         line.number("bytes_sent", self.sent);
         line.number("duration_us", u64::try_from(micros).unwrap_or(u64::MAX));
@@ -436,6 +470,51 @@ impl Drop for Exchange {
             self.write();
         }
     }
+}
+
+/// The span of a request, with the names of OpenTelemetry's conventions for HTTP. A stranger's text never becomes a name.
+fn span_of(side: &Side, parts: &http::request::Parts, grpc: bool) -> Span {
+    let (kind, inbound) = match side.direction {
+        "inbound" => ("server", true),
+        _ => ("client", false),
+    };
+    let method = known_method(&parts.method);
+    let span = span!(
+        "request",
+        otel.name = method,
+        otel.kind = kind,
+        otel.status_code = Empty,
+        http.request.method = method,
+        http.response.status_code = Empty,
+        rpc.system.name = Empty,
+        rpc.response.status_code = Empty,
+        "error.type" = Empty,
+        finial.source.principal = &*side.source,
+        finial.destination.principal = &*side.destination,
+        finial.svid.serial = Empty,
+        finial.policy.decision = Empty,
+        finial.policy.reason = Empty,
+        finial.policy.name = Empty,
+        finial.policy.rule = Empty,
+    );
+    if grpc {
+        span.record("rpc.system.name", "grpc");
+    }
+    if let Some(tls) = side.tls.as_ref().filter(|_| inbound) {
+        span.record("finial.svid.serial", &*tls.serial);
+    }
+    span
+}
+
+/// The method, if it is one that everybody knows.
+fn known_method(method: &Method) -> &'static str {
+    const KNOWN: [&str; 8] = [
+        "GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "QUERY",
+    ];
+    KNOWN
+        .into_iter()
+        .find(|known| *known == method.as_str())
+        .unwrap_or("_OTHER")
 }
 
 fn protocol_name(version: Version, grpc: bool) -> &'static str {

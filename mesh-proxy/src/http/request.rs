@@ -305,9 +305,10 @@ async fn forward(
 ) -> Result<Answer, Refusal> {
     // Asking us is enough: hyper answers 100 when the upstream begins to read.
     parts.headers.remove(EXPECT);
-    let (body, received) = RequestBody::new(body);
-    exchange.receives(received);
     let grpc = exchange.is_grpc();
+    let (body, received) = RequestBody::new(body, grpc);
+    exchange.receives(received);
+    exchange.pass_on_trace(&mut parts.headers);
     // What belongs to the connection on which it came stays there.
     parts.extensions = http::Extensions::new();
     let request = Request::from_parts(parts, body);

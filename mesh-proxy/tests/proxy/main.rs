@@ -9,6 +9,7 @@ mod identity;
 mod mesh_rows;
 mod policy;
 mod tcp;
+mod tracing;
 mod traffic;
 mod wire;
 mod world;

@@ -50,6 +50,17 @@ async fn px_41_bytes_pass_both_ways_and_half_close_is_passed_on() {
         (&line["effect"], &line["rule"], &line["bytes_received"]),
         (&"allow".into(), &"r".into(), &1_000_000.into())
     );
+    let (_, metrics) = pay.page("/metrics").await;
+    for (name, value) in [
+        ("istio_tcp_connections_opened_total{", " 1"),
+        ("istio_tcp_connections_closed_total{", " 1"),
+        ("istio_tcp_received_bytes_total{", " 1000000"),
+        ("istio_tcp_sent_bytes_total{", " 1000005"),
+    ] {
+        let series = metrics.lines().find(|line| line.starts_with(name)).unwrap();
+        assert!(series.ends_with(value), "{series}");
+        assert!(series.contains("request_protocol=\"tcp\""), "{series}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -69,7 +69,32 @@ async fn a_request_passes_both_proxies_and_leaves_one_line_on_each_side() {
     .await;
     assert_eq!(allowed["decision"]["policy"], "payments/allow-shop");
     let (_, metrics) = pair.pay.page("/metrics").await;
-    assert!(metrics.contains("istio_requests_total{reporter=\"destination\",source_principal=\"spiffe://dev.test/shop\""), "{metrics}");
+    let series = |name: &str| -> String {
+        metrics
+            .lines()
+            .find(|line| line.starts_with(name))
+            .unwrap_or_else(|| panic!("no {name} in {metrics}"))
+            .to_owned()
+    };
+    let requests = series("istio_requests_total{");
+    for label in [
+        "reporter=\"destination\"",
+        "source_principal=\"spiffe://dev.test/shop\"",
+        "source_workload=\"shop\"",
+        "destination_principal=\"spiffe://dev.test/pay\"",
+        "connection_security_policy=\"mutual_tls\"",
+        "response_code=\"200\"",
+    ] {
+        assert!(requests.contains(label), "{label}: {requests}");
+    }
+    assert!(
+        series("istio_request_bytes_sum{").ends_with(" 5.0"),
+        "{metrics}"
+    );
+    assert!(
+        !metrics.contains("=\"\"") && !metrics.contains("/charge"),
+        "no label is empty and none says what was asked for: {metrics}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -152,6 +177,15 @@ async fn grpc_streams_pass_in_both_directions_with_their_trailers() {
         pair.pay.line(|l| l["protocol"] == "grpc").await["grpc_status"],
         0
     );
+    let (_, metrics) = pair.pay.page("/metrics").await;
+    let series = |name: &str| metrics.lines().find(|line| line.starts_with(name));
+    let requests = series("istio_requests_total{").unwrap();
+    assert!(
+        requests.contains("request_protocol=\"grpc\"")
+            && requests.contains("grpc_response_status=\"0\""),
+        "{requests}"
+    );
+    assert!(series("istio_request_messages_total{").is_some_and(|l| !l.ends_with(" 0")));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -355,4 +355,13 @@ async fn px_03_what_is_not_tls_reaches_nothing() {
         assert!(!answer.contains("HTTP/"), "{answer}");
     }
     assert!(pair.application.heads().is_empty());
+    let (_, metrics) = pair.pay.page("/metrics").await;
+    let failed = metrics
+        .lines()
+        .find(|l| l.starts_with("mesh_proxy_tls_handshakes_total{") && !l.contains("\"ok\""))
+        .unwrap();
+    assert!(
+        failed.contains("cipher=\"unknown\",group=\"unknown\""),
+        "{failed}"
+    );
 }

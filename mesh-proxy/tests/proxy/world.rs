@@ -580,18 +580,23 @@ impl Pair {
     }
 
     pub(crate) async fn with_life(policy: &str, life: Duration) -> Self {
+        Self::with_config(policy, life, "").await
+    }
+
+    /// Both proxies have `more` in their configuration.
+    pub(crate) async fn with_config(policy: &str, life: Duration, more: &str) -> Self {
         let world = World::new();
         let application = Application::start().await;
         let (shop_agent, pay_agent) = (world.agent("shop", life), world.agent("pay", life));
         let policy = world.write("policy.yaml", policy);
         let doors = format!(
-            "inbound: {{ listen: \"127.0.0.1:0\", application: \"{}\" }}\npolicy: {{ file: \"{}\" }}",
+            "inbound: {{ listen: \"127.0.0.1:0\", application: \"{}\" }}\npolicy: {{ file: \"{}\" }}\n{more}",
             application.address,
             policy.display()
         );
         let pay = Proxy::start(&world, "pay", &pay_agent, &doors).await;
         let doors = format!(
-            "outbound:\n  - {{ name: pay, listen: \"127.0.0.1:0\", to: \"{0}\", serverId: \"spiffe://{DOMAIN}/pay\" }}\n  - {{ name: wrong, listen: \"127.0.0.1:0\", to: \"{0}\", serverId: \"spiffe://{DOMAIN}/other\" }}",
+            "outbound:\n  - {{ name: pay, listen: \"127.0.0.1:0\", to: \"{0}\", serverId: \"spiffe://{DOMAIN}/pay\" }}\n  - {{ name: wrong, listen: \"127.0.0.1:0\", to: \"{0}\", serverId: \"spiffe://{DOMAIN}/other\" }}\n{more}",
             pay.door("inbound")
         );
         let shop = Proxy::start(&world, "shop", &shop_agent, &doors).await;
