@@ -10,6 +10,7 @@ mod entry;
 mod error;
 pub mod feed;
 mod identity;
+mod log_level;
 mod svid;
 pub mod workload;
 
@@ -20,4 +21,5 @@ pub use bundle::CarriedBundle;
 pub use denial::{denied_because, permission_denied};
 pub use error::{Reason, WireError};
 pub use identity::{selectors_from_wire, selectors_to_wire, trust_domain_from_wire};
+pub use log_level::{log_level_from_wire, log_level_to_wire};
 pub use svid::IssuedX509Svid;

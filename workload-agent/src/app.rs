@@ -13,11 +13,10 @@ use mesh_runtime::{
     errors::{Coded, ErrorChain, Report},
     readiness::{Part, Readiness, ReadyPart},
     tasks::{Stop, TaskFailure, Tasks},
-    telemetry::Repetition,
+    telemetry::{self, LogControl, Repetition},
 };
 use tokio::sync::watch;
 use tonic::transport::server::Router;
-use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{
     api::{
@@ -26,6 +25,9 @@ use crate::{
         caller,
         debug::DebugApi,
         delegated::DelegatedApi,
+        health::HealthApi,
+        logger::LoggerApi,
+        reflection::Served,
         sds::SdsApi,
         socket::{BoundSocket, SocketError},
         workload::WorkloadApi,
@@ -144,6 +146,8 @@ impl App {
         let sds = (!config.workload_api.sds.disabled)
             .then(|| SdsApi::new(Arc::clone(&giving), config.workload_api.sds).into_service());
         let delegated = DelegatedApi::new(giving, config.admin.authorized_delegates);
+        let log = telemetry::installed().unwrap_or_else(|| LogControl::of_no_log(&config.log));
+        let logger = LoggerApi::new(log, audit.clone());
         let debug = DebugApi::new(
             Arc::clone(&vault),
             Arc::clone(&tokens),
@@ -161,38 +165,28 @@ impl App {
             metrics: metrics.clone(),
             readiness: readiness.clone(),
         };
-        let (health, router) = doors
-            .router(|server| {
-                server
-                    .add_service(workload.into_service())
-                    .add_optional_service(sds)
-            })
-            .await;
-        doors.serve(
-            "workload-api",
-            workload_socket,
-            router,
-            caps,
-            health,
-            |_| Ok(()),
-        );
-        let (health, router) = doors
-            .router(|server| {
-                server
-                    .add_service(admin.into_service())
-                    .add_service(debug.into_service())
-                    .add_service(delegated.into_service())
-            })
-            .await;
+        let router = doors.router(|server, served| {
+            server
+                .add_service(served.note(workload.into_service()))
+                .add_optional_service(sds.map(|sds| served.note(sds)))
+        });
+        doors.serve("workload-api", workload_socket, router, caps, |_| Ok(()));
+        let router = doors.router(|server, served| {
+            server
+                .add_service(served.note(admin.into_service()))
+                .add_service(served.note(debug.into_service()))
+                .add_service(served.note(delegated.into_service()))
+                .add_service(served.note(logger.into_service()))
+        });
         doors.serve(
             "admin-socket",
             admin_socket,
             router,
             ADMIN_CAPS,
-            health,
             move |peer| permit.admit(peer),
         );
         doors.serve_admin_port(admin_port);
+        doors.show_readiness();
 
         let heart = Heart {
             bootstrap,
@@ -250,12 +244,14 @@ struct Doors {
 }
 
 impl Doors {
-    async fn router(&self, add: impl FnOnce(Router) -> Router) -> (HealthReporter, Router) {
-        let (health, service) = tonic_health::server::health_reporter();
-        health
-            .set_service_status("", ServingStatus::NotServing)
-            .await;
-        (health, add(api::bounded_server().add_service(service)))
+    /// What is added, with health and reflection, which say what else is there.
+    fn router(&self, add: impl FnOnce(Router, &mut Served) -> Router) -> Router {
+        let mut served = Served::default();
+        let health = HealthApi::new(self.readiness.clone(), self.tasks.stopping());
+        let server = api::bounded_server().add_service(served.note(health.into_service()));
+        add(server, &mut served)
+            .add_service(served.present())
+            .add_service(served.older())
     }
 
     fn serve(
@@ -264,7 +260,6 @@ impl Doors {
         socket: BoundSocket,
         router: Router,
         caps: ConnectionCaps,
-        health: HealthReporter,
         admit: impl Fn(&api::peer::Peer) -> Result<(), api::Refused> + Send + Sync + Clone + 'static,
     ) {
         tracing::info!(socket = %socket.path().display(), "{name} listens");
@@ -272,27 +267,21 @@ impl Doors {
         self.tasks.spawn(name, move |stop| {
             api::serve(socket, name, router, caps, admit, metrics, stop)
         });
+    }
+
+    /// Keeps the metric of the readiness.
+    fn show_readiness(&self) {
         let (readiness, metrics) = (self.readiness.clone(), self.metrics.clone());
-        self.tasks
-            .spawn(&format!("{name}-health"), move |stop| async move {
-                loop {
-                    let ready = readiness.is_ready();
-                    metrics.ready(ready);
-                    let status = if ready {
-                        ServingStatus::Serving
-                    } else {
-                        ServingStatus::NotServing
-                    };
-                    health.set_service_status("", status).await;
-                    if stop
-                        .unless_stopped(tokio::time::sleep(Duration::from_millis(500)))
-                        .await
-                        .is_none()
-                    {
-                        return Ok::<_, std::convert::Infallible>(());
-                    }
+        self.tasks.spawn("readiness", move |stop| async move {
+            let mut ready = readiness.is_ready();
+            loop {
+                metrics.ready(ready);
+                match stop.unless_stopped(readiness.changed_from(ready)).await {
+                    Some(now) => ready = now,
+                    None => return Ok::<_, std::convert::Infallible>(()),
                 }
-            });
+            }
+        });
     }
 
     fn serve_admin_port(&self, port: BoundAdmin) {

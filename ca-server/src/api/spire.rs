@@ -30,7 +30,6 @@ use proto::spire::api::server::trustdomain::v1::trust_domain_server::TrustDomain
 use proto::spire::api::types::selector_match::MatchBehavior;
 use tonic::{Code, Status};
 
-pub(super) use self::logger::{from_wire as log_level_from_wire, to_wire as log_level_to_wire};
 use super::{Parts, Refusal};
 use crate::registry::Match;
 

@@ -18,6 +18,9 @@ use mesh_runtime::{
 use proto::{
     convert::workload::X509Context,
     finial::explain::v1::{ExplainProcessRequest, explain_client::ExplainClient},
+    grpc::health::v1::{
+        HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+    },
     spiffe::workload::{
         JwtsvidRequest, ValidateJwtsvidRequest, X509svidRequest,
         spiffe_workload_api_client::SpiffeWorkloadApiClient,
@@ -27,9 +30,6 @@ use tokio::net::UnixStream;
 use tonic::{
     Code, Request, Status,
     transport::{Channel, Endpoint, Uri},
-};
-use tonic_health::pb::{
-    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
 
 use super::{ExplainArgs, SocketArgs, show};

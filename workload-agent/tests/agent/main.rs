@@ -11,6 +11,7 @@ mod cli;
 mod delegated;
 mod jwt;
 mod lifecycle;
+mod operators;
 mod peers;
 mod rig;
 mod sds;

@@ -210,24 +210,6 @@ async fn wep_19_wapi_20_without_identity_permission_denied_and_nothing_but_a_cod
 }
 
 #[tokio::test]
-async fn wep_22_health_and_the_workload_api_share_the_socket_and_health_needs_no_header() {
-    let (_ca, agent) = with_one_entry().await;
-    for socket in [agent.socket(), agent.admin_socket()] {
-        let mut client =
-            tonic_health::pb::health_client::HealthClient::new(crate::rig::channel(&socket).await);
-        crate::rig::eventually("serving", async || {
-            let answer = client
-                .check(tonic_health::pb::HealthCheckRequest::default())
-                .await
-                .unwrap();
-            answer.into_inner().status()
-                == tonic_health::pb::health_check_response::ServingStatus::Serving
-        })
-        .await;
-    }
-}
-
-#[tokio::test]
 async fn wapi_01_the_x509_and_the_jwt_profile_are_served() {
     let (ca, agent) = with_one_entry().await;
     let mut client = agent.client().await;

@@ -1,5 +1,6 @@
 //! How verbose the log is.
 
+use proto::convert::{log_level_from_wire, log_level_to_wire};
 use proto::spire::api::server::logger::v1::logger_client::LoggerClient;
 use proto::spire::api::server::logger::v1::{
     GetLoggerRequest, ResetLogLevelRequest, SetLogLevelRequest,
@@ -8,7 +9,6 @@ use proto::spire::api::types;
 use tonic::transport::Channel;
 use tracing::level_filters::LevelFilter;
 
-use super::super::spire::{log_level_from_wire, log_level_to_wire};
 use super::{AdminClient, ClientError};
 
 /// The level of the log.

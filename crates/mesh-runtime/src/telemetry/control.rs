@@ -45,6 +45,15 @@ impl LogControl {
         Ok(())
     }
 
+    /// Puts a level in force for these parts of the program, named as crates are. What they are built from stays at `info` at
+    /// most: its finer records are of use to nobody here.
+    ///
+    /// # Errors
+    /// When the log is gone. What was in force stays.
+    pub fn set_level(&self, level: LevelFilter, parts: &[&str]) -> Result<(), TelemetryError> {
+        self.set(&of_parts(level, parts))
+    }
+
     /// Puts what the configuration says in force again.
     ///
     /// # Errors
@@ -74,6 +83,15 @@ impl fmt::Debug for LogControl {
     }
 }
 
+fn of_parts(level: LevelFilter, parts: &[&str]) -> String {
+    let others = level.min(LevelFilter::INFO);
+    let mut filter = others.to_string();
+    for part in parts {
+        filter.push_str(&format!(",{part}={level}"));
+    }
+    filter
+}
+
 /// Reads a filter.
 pub(super) fn parse(filter: &str) -> Result<EnvFilter, TelemetryError> {
     EnvFilter::builder()
@@ -93,6 +111,19 @@ fn most_verbose(filter: &str) -> LevelFilter {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn our_parts_become_verbose_and_what_they_are_built_from_does_not() {
+        let parts = ["ca_server", "proto"];
+        assert_eq!(
+            of_parts(LevelFilter::TRACE, &parts),
+            "info,ca_server=trace,proto=trace"
+        );
+        assert_eq!(
+            of_parts(LevelFilter::ERROR, &parts),
+            "error,ca_server=error,proto=error"
+        );
+    }
 
     #[test]
     fn a_level_is_changed_and_taken_back_and_a_bad_one_changes_nothing() {
