@@ -137,6 +137,8 @@ const ONLY_IN: &[(&str, &str, &[&str])] = &[
             "relay.rs",
             "reports.rs",
             "cli.rs",
+            // A workload like others, at the other end of the socket.
+            "helper/source.rs",
         ],
     ),
     ("workload-agent", "kube::", &["attestor/k8s.rs"]),

@@ -9,11 +9,16 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use mesh_runtime::{
     cli::{self, CommonArgs, ConfigArgs, ConfigCommand, Exit},
+    clock::Clock,
     config::{self, HumanDuration},
-    telemetry,
+    telemetry::{self, LogOptions},
 };
 
-use crate::{app, config::AgentConfig};
+use crate::{
+    app,
+    config::AgentConfig,
+    helper::{self, options::Settings},
+};
 
 #[derive(Debug, Parser)]
 #[command(
@@ -46,6 +51,9 @@ enum Verb {
     /// Call the Workload API as this process.
     #[command(subcommand)]
     Api(ApiVerb),
+    /// Keep identities as files, for programs that read files, and tell them of new ones. Its configuration is spiffe-helper's.
+    #[command(after_help = "Example:\n  workload-agent helper --config helper.conf")]
+    Helper(HelperArgs),
     /// Say why a process gets an identity, or none.
     #[command(after_help = "Example:\n  workload-agent explain --pid 4711")]
     Explain(ExplainArgs),
@@ -142,6 +150,25 @@ enum FetchVerb {
 }
 
 #[derive(Debug, Args)]
+struct HelperArgs {
+    /// The configuration, in HCL.
+    #[arg(long, value_name = "FILE", default_value = "helper.conf")]
+    config: PathBuf,
+    /// Whether to go on after the first files; counts more than the configuration.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    daemon_mode: Option<bool>,
+    /// The Workload API socket, where the configuration names none.
+    #[arg(
+        long,
+        visible_alias = "socketPath",
+        env = "SPIFFE_ENDPOINT_SOCKET",
+        value_name = "PATH",
+        default_value = "unix:///run/finial/workload/api.sock"
+    )]
+    socket: String,
+}
+
+#[derive(Debug, Args)]
 struct ExplainArgs {
     /// The process, by its id as the agent sees it.
     #[arg(long, value_name = "PID")]
@@ -185,6 +212,7 @@ pub fn main() -> Exit {
             svid,
         })) => calling(client::validate_jwt(socket, audience, svid, common.output)),
         Verb::Api(ApiVerb::Watch(socket)) => calling(client::watch(socket, common.output)),
+        Verb::Helper(args) => help(&args, &common),
         Verb::Explain(args) => calling(client::explain(args, common.output)),
     }
 }
@@ -229,6 +257,28 @@ fn run(args: &AgentRunArgs, common: &CommonArgs) -> Exit {
             cli::report(&error.report(), common);
             Exit::Failed
         }
+    }
+}
+
+fn help(args: &HelperArgs, common: &CommonArgs) -> Exit {
+    let settings = match Settings::read(&args.config, args.daemon_mode, &args.socket) {
+        Ok(settings) => settings,
+        Err(error) => return cli::fail(&error, common),
+    };
+    if let Err(error) = telemetry::init(&common.log(&LogOptions::default())) {
+        return cli::fail(&error, common);
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .worker_threads(1)
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => return no_runtime(&error),
+    };
+    match runtime.block_on(helper::run(settings, Clock::system())) {
+        Ok(()) => Exit::Done,
+        Err(error) => cli::fail(&error, common),
     }
 }
 

@@ -6,7 +6,7 @@
 //! [`upstream`] (what the CA says).
 //! In the middle: [`vault`] (what is held), [`rotation`] (what to renew), [`tokens`] (JWT-SVIDs),
 //! [`state`] (what survives a restart). Out: [`api`] (the sockets), [`attestor`] (who asks),
-//! [`explain`] (why or why not).
+//! [`explain`] (why or why not). Beside: [`helper`] (a workload itself, for programs that read files).
 
 pub mod api;
 pub mod app;
@@ -15,6 +15,7 @@ pub mod bootstrap;
 pub mod cli;
 pub mod config;
 pub mod explain;
+pub mod helper;
 pub mod identity;
 pub mod metrics;
 pub mod rotation;

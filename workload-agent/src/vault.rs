@@ -34,14 +34,21 @@ impl SvidKey {
 
 /// A key as PEM, for programs and proxies that read nothing else.
 pub(crate) fn key_pem(pkcs8: &[u8]) -> Zeroizing<Vec<u8>> {
-    let body = Zeroizing::new(STANDARD.encode(pkcs8));
-    let mut pem = Zeroizing::new(Vec::with_capacity(body.len() + body.len() / 64 + 64));
-    pem.extend_from_slice(b"-----BEGIN PRIVATE KEY-----\n");
+    pem("PRIVATE KEY", pkcs8)
+}
+
+/// Anything as PEM, wiped as if it were a key.
+pub(crate) fn pem(label: &str, der: &[u8]) -> Zeroizing<Vec<u8>> {
+    let body = Zeroizing::new(STANDARD.encode(der));
+    let mut pem = Zeroizing::new(Vec::with_capacity(
+        body.len() + body.len() / 64 + 2 * label.len() + 64,
+    ));
+    pem.extend_from_slice(format!("-----BEGIN {label}-----\n").as_bytes());
     for line in body.as_bytes().chunks(64) {
         pem.extend_from_slice(line);
         pem.push(b'\n');
     }
-    pem.extend_from_slice(b"-----END PRIVATE KEY-----\n");
+    pem.extend_from_slice(format!("-----END {label}-----\n").as_bytes());
     pem
 }
 

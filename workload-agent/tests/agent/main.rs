@@ -9,6 +9,7 @@
 mod ca;
 mod cli;
 mod delegated;
+mod helper;
 mod jwt;
 mod lifecycle;
 mod operators;
