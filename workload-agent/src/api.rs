@@ -47,6 +47,8 @@ use crate::{attestor::process::NoProcess, metrics::Metrics};
 const FIRST_BYTES: Duration = Duration::from_secs(10);
 /// How long a connection stays after its process has ended: time enough for the last status to be read.
 const AFTER_EXIT: Duration = Duration::from_secs(2);
+/// How long a connection stays when the agent ends: time enough for what was asked to be answered.
+const AFTER_STOP: Duration = Duration::from_secs(1);
 /// Streams at a time on one connection.
 pub(crate) const STREAMS_PER_CONNECTION: u32 = 100;
 /// The largest request: a JWT to be checked is the longest thing a workload sends.
@@ -92,21 +94,24 @@ pub(crate) async fn serve(
     .below_descriptor_limit(2);
     let per_uid = PerUid::new(caps.per_uid.min(limits.max_connections.div_ceil(2)));
     let (listener, guard) = socket.into_parts();
+    let accepting = stop.clone();
     let incoming = Incoming::new(
         listener,
         name,
         limits,
-        stop.clone(),
+        accepting,
         move |stream: UnixStream, permit| {
-            let connection = enter(stream, permit, &per_uid, &admit).inspect_err(|refused| {
-                tracing::debug!(door = name, reason = %refused, "connection refused");
-                metrics.refused_connection(refused.label());
-            });
+            let connection =
+                enter(stream, permit, &per_uid, &admit, &stop).inspect_err(|refused| {
+                    tracing::debug!(door = name, reason = %refused, "connection refused");
+                    metrics.refused_connection(refused.label());
+                });
             std::future::ready(connection)
         },
     );
     let served = router
-        .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
+        // The end of the connections is the end of serving: those that were let in when the agent stops are still answered.
+        .serve_with_incoming_shutdown(incoming, std::future::pending())
         .await;
     drop(guard);
     served
@@ -117,15 +122,18 @@ fn enter(
     permit: Permit,
     per_uid: &PerUid,
     admit: impl Fn(&Peer) -> Result<(), Refused>,
+    stop: &Stop,
 ) -> Result<Connection, Refused> {
     let peer = Peer::of(&stream)?;
     admit(&peer)?;
     let place = per_uid.take(peer.uid()).ok_or(Refused::TooMany)?;
     let ended = Box::pin({
-        let process = peer.process().clone();
+        let (process, stop) = (peer.process().clone(), stop.clone());
         async move {
-            process.exited().await;
-            tokio::time::sleep(AFTER_EXIT).await;
+            tokio::select! {
+                () = process.exited() => tokio::time::sleep(AFTER_EXIT).await,
+                () = stop.cancelled() => tokio::time::sleep(AFTER_STOP).await,
+            }
         }
     });
     Ok(Connection {
@@ -214,7 +222,7 @@ impl Drop for Place {
 }
 
 /// A connection with the process at its other end. It closes when that process has ended (whoever else holds the socket by
-/// then), and when nothing comes at its start.
+/// then), when nothing comes at its start, and soon after the agent was told to stop.
 struct Connection {
     stream: UnixStream,
     authority: PathAuthority,

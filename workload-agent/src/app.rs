@@ -35,6 +35,7 @@ use crate::{
     attestor::{Attestor, k8s::K8sAttestor, unix::UnixAttestor},
     bootstrap::{Bootstrap, BootstrapError, Proof},
     config::AgentConfig,
+    handover::{self, Estate, HandoverError, Inheritance, Successor},
     identity::Proven,
     metrics::Metrics,
     rotation::{self, Random},
@@ -59,19 +60,23 @@ pub struct App {
     addresses: Addresses,
     readiness: Readiness,
     audit: Option<AuditLog>,
+    successor: Successor,
 }
 
-/// What a test may bring.
-#[derive(Clone, Debug)]
+/// What is not configured.
+#[derive(Debug)]
 pub struct Parts {
     /// The time.
     pub clock: Clock,
+    /// Sockets of the agent that ran before.
+    pub inherited: Inheritance,
 }
 
 impl Default for Parts {
     fn default() -> Self {
         Self {
             clock: Clock::system(),
+            inherited: Inheritance::default(),
         }
     }
 }
@@ -81,7 +86,7 @@ impl App {
     ///
     /// # Errors
     /// When a door cannot be bound or the data directory cannot be used.
-    pub async fn start(config: AgentConfig, parts: Parts) -> anyhow::Result<Self> {
+    pub async fn start(config: AgentConfig, mut parts: Parts) -> anyhow::Result<Self> {
         let own: TrustDomain = config
             .trust_domain
             .parse()
@@ -93,8 +98,13 @@ impl App {
         let admin_port = Admin::new(&readiness, metrics.registry())
             .bind(config.telemetry.metrics.address)
             .await?;
-        let workload_socket = BoundSocket::bind(&config.workload_socket(), 0o777)?;
-        let admin_socket = BoundSocket::bind(&config.admin_socket(), 0o666)?;
+        let mut bind = |path: PathBuf, mode| {
+            let inherited = parts.inherited.socket(&path);
+            BoundSocket::adopt_or_bind(&path, mode, inherited)
+        };
+        let workload_socket = bind(config.workload_socket(), 0o777)?;
+        let admin_socket = bind(config.admin_socket(), 0o666)?;
+        let estate = Estate::new(&config, vec![workload_socket.lend()?, admin_socket.lend()?])?;
         let state = StateDir::open(&config.data_dir, config.sealing_key.as_deref())?;
         let audit = match &config.audit.dir {
             Some(dir) => Some(AuditLog::open(dir, "workload-agent", &clock)?),
@@ -200,7 +210,12 @@ impl App {
             synced,
         };
         tasks.spawn("identity", |stop| heart.beat(stop));
+        let successor = Successor::default();
+        tasks.spawn("handover", |stop| {
+            estate.await_successor(successor.clone(), tasks.clone(), stop)
+        });
         Ok(Self {
+            successor,
             tasks,
             addresses,
             readiness,
@@ -224,9 +239,13 @@ impl App {
     /// The first failure.
     pub async fn join(&self) -> Result<(), AppError> {
         let ended = self.tasks.join().await;
-        if let Some(log) = &self.audit {
-            log.close().await?;
-        }
+        let closed = match &self.audit {
+            Some(log) => log.close().await,
+            None => Ok(()),
+        };
+        // Nothing is written from here on: another agent may have the state.
+        self.successor.release();
+        closed?;
         Ok(ended?)
     }
 
@@ -428,6 +447,7 @@ impl AppError {
             None.or_else(|| coded::<BootstrapError>(cause))
                 .or_else(|| coded::<StateError>(cause))
                 .or_else(|| coded::<SocketError>(cause))
+                .or_else(|| coded::<HandoverError>(cause))
                 .or_else(|| coded::<Banned>(cause))
                 .or_else(|| coded::<BindError>(cause))
                 .or_else(|| coded::<AuditError>(cause))
@@ -447,12 +467,24 @@ fn coded<E: std::error::Error + Coded + 'static>(
     error.downcast_ref::<E>().map(Coded::code)
 }
 
-/// Runs until a signal or a failure.
+/// Runs until a signal, a failure, or another agent that takes its place. With `take_over` it first takes that of the one that runs.
 ///
 /// # Errors
 /// When it cannot start, or a task fails.
-pub async fn run(config: AgentConfig, addresses_file: Option<PathBuf>) -> Result<(), AppError> {
-    let app = App::start(config, Parts::default()).await?;
+pub async fn run(
+    config: AgentConfig,
+    addresses_file: Option<PathBuf>,
+    take_over: bool,
+) -> Result<(), AppError> {
+    let inherited = match take_over {
+        true => handover::take(&config).await?,
+        false => Inheritance::default(),
+    };
+    let parts = Parts {
+        inherited,
+        ..Parts::default()
+    };
+    let app = App::start(config, parts).await?;
     app.tasks().stop_on_signals()?;
     if let Some(path) = addresses_file {
         app.addresses().write(&path)?;

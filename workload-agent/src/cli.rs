@@ -69,6 +69,9 @@ struct AgentRunArgs {
     /// A file with a join token, in place of the one in the configuration.
     #[arg(long, value_name = "FILE", conflicts_with = "join_token")]
     join_token_file: Option<String>,
+    /// Take the place of the agent that runs here, if one does: it hands over its sockets and ends, and no caller is refused.
+    #[arg(long)]
+    take_over: bool,
 }
 
 #[derive(Debug, Args)]
@@ -251,7 +254,11 @@ fn run(args: &AgentRunArgs, common: &CommonArgs) -> Exit {
         Ok(runtime) => runtime,
         Err(error) => return no_runtime(&error),
     };
-    match runtime.block_on(app::run(loaded.value, args.run.addresses_file.clone())) {
+    match runtime.block_on(app::run(
+        loaded.value,
+        args.run.addresses_file.clone(),
+        args.take_over,
+    )) {
         Ok(()) => Exit::Done,
         Err(error) => {
             cli::report(&error.report(), common);

@@ -15,6 +15,7 @@ pub mod bootstrap;
 pub mod cli;
 pub mod config;
 pub mod explain;
+pub mod handover;
 pub mod helper;
 pub mod identity;
 pub mod metrics;

@@ -247,11 +247,12 @@ impl<Io: Send + 'static> Incoming<Io> {
                 let Some((stream, permit)) = accepted else {
                     return;
                 };
-                let (work, done, stop) = (handshake(stream, permit), done.clone(), stop.clone());
+                let (work, done) = (handshake(stream, permit), done.clone());
                 tokio::spawn(async move {
+                    // What was accepted before the stop is still handed on, if somebody takes it.
                     let outcome = tokio::select! {
                         outcome = tokio::time::timeout(limits.handshake_timeout, work) => outcome,
-                        () = stop.cancelled() => return,
+                        () = done.closed() => return,
                     };
                     drop(turn);
                     match outcome {

@@ -2,10 +2,18 @@
 //! Trusts root. Never follows a link that somebody else made, never takes the place of a living agent.
 
 use std::{
+    ffi::OsStr,
     fs::{self, DirBuilder, File, OpenOptions},
     io,
-    os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt},
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt},
+    },
     path::{Component, Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use mesh_runtime::errors::Coded;
@@ -65,11 +73,64 @@ pub struct BoundSocket {
 pub(crate) struct Guard {
     path: PathBuf,
     inode: (u64, u64),
+    given_away: Arc<AtomicBool>,
     _lock: Flock<File>,
+}
+
+/// A socket that a successor may be given, while it is served here.
+#[derive(Debug)]
+pub(crate) struct Lent {
+    path: PathBuf,
+    inode: (u64, u64),
+    listener: OwnedFd,
+    given_away: Arc<AtomicBool>,
+}
+
+impl Lent {
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Device and inode of the socket's file.
+    pub(crate) fn inode(&self) -> (u64, u64) {
+        self.inode
+    }
+
+    pub(crate) fn listener(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
+    }
+
+    /// A successor listens on it: the file is not removed when this agent ends.
+    pub(crate) fn leave_in_place(&self) {
+        self.given_away.store(true, Ordering::Relaxed);
+    }
+}
+
+/// A socket that the agent before this one listened on.
+#[derive(Debug)]
+pub(crate) struct Inherited {
+    inode: (u64, u64),
+    listener: OwnedFd,
+}
+
+impl Inherited {
+    /// `inode`: device and inode of its file.
+    pub(crate) fn new(inode: (u64, u64), listener: OwnedFd) -> Self {
+        Self { inode, listener }
+    }
+
+    fn into_listener(self) -> io::Result<UnixListener> {
+        let listener = std::os::unix::net::UnixListener::from(self.listener);
+        listener.set_nonblocking(true)?;
+        UnixListener::from_std(listener)
+    }
 }
 
 impl Drop for Guard {
     fn drop(&mut self) {
+        if self.given_away.load(Ordering::Relaxed) {
+            return;
+        }
         // Best effort: a socket that stays is taken over by the next start.
         if fs::symlink_metadata(&self.path).is_ok_and(|meta| (meta.dev(), meta.ino()) == self.inode)
         {
@@ -84,6 +145,18 @@ impl BoundSocket {
     /// # Errors
     /// When the place is not safe, taken, or cannot be written.
     pub fn bind(path: &Path, mode: u32) -> Result<Self, SocketError> {
+        Self::adopt_or_bind(path, mode, None)
+    }
+
+    /// As [`BoundSocket::bind`], but goes on with a socket that was handed over, if it is still the one at `path`.
+    ///
+    /// # Errors
+    /// As [`BoundSocket::bind`].
+    pub(crate) fn adopt_or_bind(
+        path: &Path,
+        mode: u32,
+        inherited: Option<Inherited>,
+    ) -> Result<Self, SocketError> {
         let system = |cause| SocketError::System {
             path: path.to_owned(),
             cause,
@@ -130,6 +203,7 @@ impl BoundSocket {
                     errno => system(errno.into()),
                 },
             )?;
+        let mut adopted = None;
         match fs::symlink_metadata(path) {
             Ok(there) if !there.file_type().is_socket() => {
                 return Err(unsafe_at(
@@ -142,21 +216,20 @@ impl BoundSocket {
                     there.uid()
                 )));
             }
-            Ok(_) | Err(_) => {}
+            Ok(there) => {
+                adopted = inherited.filter(|was| was.inode == (there.dev(), there.ino()));
+            }
+            Err(_) => {}
         }
-        // Bound beside and renamed over: a stale socket is replaced without a moment in which there is none.
-        let beside = directory.join(format!(".{}.new", name.to_string_lossy()));
-        match fs::remove_file(&beside) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(system(error)),
-            _ => {}
-        }
-        let listener = UnixListener::bind(&beside).map_err(system)?;
-        fs::set_permissions(&beside, fs::Permissions::from_mode(mode)).map_err(system)?;
-        fs::rename(&beside, path).map_err(system)?;
+        let listener = match adopted {
+            Some(inherited) => inherited.into_listener().map_err(system)?,
+            None => bind_over(directory, name, path, mode).map_err(system)?,
+        };
         let meta = fs::symlink_metadata(path).map_err(system)?;
         let guard = Guard {
             path: path.to_owned(),
             inode: (meta.dev(), meta.ino()),
+            given_away: Arc::default(),
             _lock: lock,
         };
         Ok(Self { listener, guard })
@@ -167,9 +240,36 @@ impl BoundSocket {
         &self.guard.path
     }
 
+    /// The same socket for a successor.
+    pub(crate) fn lend(&self) -> Result<Lent, SocketError> {
+        let listener = self.listener.as_fd().try_clone_to_owned();
+        Ok(Lent {
+            path: self.guard.path.clone(),
+            inode: self.guard.inode,
+            listener: listener.map_err(|cause| SocketError::System {
+                path: self.guard.path.clone(),
+                cause,
+            })?,
+            given_away: Arc::clone(&self.guard.given_away),
+        })
+    }
+
     pub(crate) fn into_parts(self) -> (UnixListener, Guard) {
         (self.listener, self.guard)
     }
+}
+
+/// Bound beside and renamed over: a stale socket is replaced without a moment in which there is none.
+fn bind_over(directory: &Path, name: &OsStr, path: &Path, mode: u32) -> io::Result<UnixListener> {
+    let beside = directory.join(format!(".{}.new", name.to_string_lossy()));
+    match fs::remove_file(&beside) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&beside)?;
+    fs::set_permissions(&beside, fs::Permissions::from_mode(mode))?;
+    fs::rename(&beside, path)?;
+    Ok(listener)
 }
 
 fn is_trusted(uid: u32) -> bool {

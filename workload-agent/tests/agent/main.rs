@@ -9,6 +9,7 @@
 mod ca;
 mod cli;
 mod delegated;
+mod handover;
 mod helper;
 mod jwt;
 mod lifecycle;

@@ -109,7 +109,11 @@ impl Agent {
     async fn start_on(ca: &Ca, dir: TempDir, yaml: &str, clock: Clock) -> Self {
         mesh_tls::install_default_provider();
         std::fs::write(dir.path().join("bundle.pem"), ca.bundle().to_pem()).unwrap();
-        let app = App::start(load(yaml), Parts { clock }).await.unwrap();
+        let parts = Parts {
+            clock,
+            ..Parts::default()
+        };
+        let app = App::start(load(yaml), parts).await.unwrap();
         Self { dir, app }
     }
 
