@@ -2,15 +2,19 @@
 //! certificate or token of ours looks like. Trusts the template and the public key it is given; its callers proved them.
 //! Never signs outside its own validity, and never signs with a key that is not yet in the durable bundle.
 
+mod above;
+mod append;
 mod by_hand;
 mod certificate;
 mod error;
+mod facts;
 mod journal;
 mod keys;
 mod rotation;
 mod slots;
 #[cfg(test)]
 mod tests;
+mod times;
 mod token;
 mod upstream;
 
@@ -30,11 +34,13 @@ use self::slots::Slots;
 use self::token::TokenSigner;
 use crate::store::{BundleContent, Journal, StoredBundle, StoredJwtKey};
 
+pub use self::append::AppendError;
 pub use self::by_hand::TurnError;
 pub use self::error::{AuthorityError, SignError};
 pub use self::keys::KeyType;
 pub use self::rotation::{Followers, NoFollowers, Overdue, run};
-pub use self::slots::{SlotState, Step, Times, next_step};
+pub use self::slots::{SlotState, Step, next_step};
+pub use self::times::Times;
 pub use self::token::{MOST_AUDIENCES, SignedToken, TokenSettings, TokenTemplate};
 pub use self::upstream::{DiskUpstream, UpstreamAuthority, UpstreamError};
 
@@ -89,7 +95,7 @@ impl AuthoritySettings {
     /// The longest SVID life that an authority of this lifetime can always grant in full:
     /// the next one takes over when this much is left.
     pub fn longest_svid(&self) -> Duration {
-        slots::activation_margin(self.lifetime)
+        times::activation_margin(self.lifetime)
     }
 }
 

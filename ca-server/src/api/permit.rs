@@ -116,7 +116,7 @@ pub const TABLE: &[Row] = &[
     not_served("/spire.api.server.svid.v1.SVID/NewDownstreamX509CA"),
     row("/spire.api.server.bundle.v1.Bundle/GetBundle", ANY, "bundle.read", Audit::Refusals, Limit::None),
     row("/spire.api.server.bundle.v1.Bundle/CountBundles", ADMIN, "bundle.count", Audit::Call, Limit::None),
-    not_served("/spire.api.server.bundle.v1.Bundle/AppendBundle"),
+    row("/spire.api.server.bundle.v1.Bundle/AppendBundle", ADMIN, "bundle.append", Audit::Call, Limit::None),
     not_served("/spire.api.server.bundle.v1.Bundle/PublishJWTAuthority"),
     not_served("/spire.api.server.bundle.v1.Bundle/PublishWITAuthority"),
     row("/spire.api.server.bundle.v1.Bundle/ListFederatedBundles", ADMIN, "bundle.list", Audit::Call, Limit::None),

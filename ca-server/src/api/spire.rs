@@ -76,12 +76,12 @@ pub(super) fn health(parts: &Parts) -> HealthServer<health::Service> {
 
 /// An RPC that the permit table says is not served; the guard answers before it is reached.
 fn not_served() -> Status {
-    Refusal::new(
-        "FNL1249",
-        Code::Unimplemented,
-        "this RPC is not served by this version of ca-server",
-    )
-    .into_status()
+    unserved("this RPC is not served by this version of ca-server").into_status()
+}
+
+/// What SPIRE has and this version of ca-server has not.
+fn unserved(says: &str) -> Refusal {
+    Refusal::new("FNL1249", Code::Unimplemented, says)
 }
 
 /// Selectors of a filter; SPIRE refuses an empty set.

@@ -12,7 +12,7 @@ use tonic::{Code, Status};
 
 use super::caller::NotACaller;
 use crate::attestation::{AttestError, K8sRefused, X509PopRefused};
-use crate::authority::TurnError;
+use crate::authority::{AppendError, TurnError};
 use crate::federation::{EndpointUrlError, RefreshError};
 use crate::issuance::{CsrError, IssueError, MintError};
 use crate::registry::{CreateError, NotAuthorized, PageError};
@@ -283,6 +283,12 @@ impl From<TurnError> for Refusal {
             }
             _ => Self::by_blame(&error, error.blame(), "the authority was not turned"),
         }
+    }
+}
+
+impl From<AppendError> for Refusal {
+    fn from(error: AppendError) -> Self {
+        Self::by_blame(&error, error.blame(), "the authorities were not appended")
     }
 }
 

@@ -288,6 +288,8 @@ fn transitions<'a>(
     changed
         .map(|slot| {
             let action = match slot.state {
+                // One of others: ours are prepared first.
+                SlotState::Old if find(before, &slot.authority_id).is_none() => "authority.append",
                 SlotState::Prepared => "authority.prepare",
                 SlotState::Active => "authority.activate",
                 SlotState::Old if slot.tainted => "authority.taint",

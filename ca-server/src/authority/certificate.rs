@@ -11,12 +11,13 @@ use rcgen::{
 };
 use rustls_pki_types::CertificateDer;
 use time::OffsetDateTime;
-use x509_parser::prelude::{FromDer, ParsedExtension};
+use x509_parser::prelude::FromDer;
 use x509_parser::x509::SubjectPublicKeyInfo;
 
+use super::above::Above;
+use super::facts::{facts, hex};
 use super::keys::{CaKey, key_id, new_serial};
-use super::slots::Times;
-use super::upstream::Above;
+use super::times::{Times, whole_seconds};
 use super::{AuthorityError, BACKDATE, LeafTemplate, SignError, SignedLeaf};
 
 /// `serialNumber` as a part of a name (X.520).
@@ -208,44 +209,6 @@ pub(super) fn authority_params(
     Ok(params)
 }
 
-/// Whether a certificate names itself as its issuer.
-pub(super) fn is_self_issued(certificate: &CertificateDer<'_>) -> bool {
-    x509_parser::parse_x509_certificate(certificate)
-        .is_ok_and(|(_, parsed)| parsed.subject().as_raw() == parsed.issuer().as_raw())
-}
-
-/// What a certificate of an authority says.
-pub(super) struct Facts {
-    /// Hex of its subject key id.
-    pub(super) authority_id: String,
-    pub(super) times: Times,
-    /// Its SubjectPublicKeyInfo.
-    pub(super) public_key: Vec<u8>,
-}
-
-pub(super) fn facts(certificate: &CertificateDer<'_>) -> Result<Facts, String> {
-    let (rest, parsed) =
-        x509_parser::parse_x509_certificate(certificate).map_err(|error| error.to_string())?;
-    let key_id =
-        parsed
-            .iter_extensions()
-            .find_map(|extension| match extension.parsed_extension() {
-                ParsedExtension::SubjectKeyIdentifier(id) => Some(id.0),
-                _ => None,
-            });
-    match key_id {
-        Some(id) if rest.is_empty() => Ok(Facts {
-            authority_id: hex(id),
-            times: Times {
-                not_before: parsed.validity().not_before.to_datetime().into(),
-                not_after: parsed.validity().not_after.to_datetime().into(),
-            },
-            public_key: parsed.public_key().raw.to_vec(),
-        }),
-        _ => Err("it is not a certificate with a key id".into()),
-    }
-}
-
 /// A public key that we certify.
 struct SubjectKey<'a> {
     bits: &'a [u8],
@@ -304,30 +267,10 @@ fn uri(id: &SpiffeId) -> Result<SanType, String> {
     Ok(SanType::URI(text))
 }
 
-/// X.509 counts in seconds.
-pub(super) fn whole_seconds(time: SystemTime) -> SystemTime {
-    UNIX_EPOCH
-        + Duration::from_secs(
-            time.duration_since(UNIX_EPOCH)
-                .map_or(0, |since| since.as_secs()),
-        )
-}
-
 fn date(time: SystemTime) -> OffsetDateTime {
     let seconds = time
         .duration_since(UNIX_EPOCH)
         .map_or(0, |since| since.as_secs())
         .min(LATEST);
     OffsetDateTime::UNIX_EPOCH + Duration::from_secs(seconds)
-}
-
-pub(super) fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes
-        .iter()
-        .fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-            // Writing to a String cannot fail.
-            write!(text, "{byte:02x}").ok();
-            text
-        })
 }

@@ -8,11 +8,13 @@ use mesh_identity::{JwtAuthority, TrustDomain, X509Authority};
 use rustls_pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 
-use super::certificate::{Signer, facts};
+use super::above::Above;
+use super::certificate::Signer;
+use super::facts::facts;
 use super::keys::{CaKey, Pkcs8, Sealed, SealingKey};
-use super::slots::{Slot, SlotKey, SlotState, Slots, Times};
+use super::slots::{Slot, SlotKey, SlotState, Slots};
+use super::times::Times;
 use super::token::TokenSigner;
-use super::upstream::Above;
 use super::{AuthorityError, Book};
 
 /// The format of the journal, in its first byte: a book, then what is above each of its X.509 authorities.

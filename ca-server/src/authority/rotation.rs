@@ -11,9 +11,11 @@ use mesh_runtime::clock::Clock;
 use mesh_runtime::errors::{Coded, ErrorChain};
 use mesh_runtime::tasks::Stop;
 
-use super::certificate::{NewAuthority, Signer, facts};
+use super::certificate::{NewAuthority, Signer};
+use super::facts::facts;
 use super::keys::{CaKey, SealingKey, generate, new_key_id};
-use super::slots::{Slot, SlotKey, SlotState, Slots, Step, Times};
+use super::slots::{Slot, SlotKey, SlotState, Slots, Step};
+use super::times::Times;
 use super::token::TokenSigner;
 use super::upstream::{Intermediate, UpstreamAuthority};
 use crate::store::StoreError;

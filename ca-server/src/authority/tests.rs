@@ -1,5 +1,6 @@
 //! The authority: what it issues (decoded by x509-parser and by the machine's openssl), how it rests, how it rotates.
 
+mod append;
 mod by_hand;
 mod kinds;
 mod profile;

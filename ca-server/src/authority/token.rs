@@ -9,9 +9,8 @@ use mesh_identity::jwt::{Claims, SigningInput};
 use mesh_runtime::telemetry::Secret;
 
 use super::SignError;
-use super::certificate::whole_seconds;
 use super::keys::{Pkcs8, TokenKey, new_token_id};
-use super::slots::Times;
+use super::times::{Times, whole_seconds};
 
 /// What a token shall say.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -19,9 +19,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use super::certificate::{Signer, authority_params, facts, is_self_issued};
+use super::above::Above;
+use super::certificate::{Signer, authority_params};
+use super::facts::{facts, is_self_issued};
 use super::keys::{CaKey, KeyType, Pkcs8, generate};
-use super::slots::Times;
+use super::times::Times;
 use super::{AuthorityError, BACKDATE, LeafTemplate, SHORTEST_LIFE};
 
 /// More of a file is not read: no chain and no bundle of roots is larger.
@@ -45,34 +47,6 @@ pub struct DiskUpstream {
     pub key: PathBuf,
     /// PEM: the roots.
     pub bundle: Option<PathBuf>,
-}
-
-/// What lies above an authority of ours.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Above {
-    /// The certificates between it and the root.
-    pub(super) chain: Vec<CertificateDer<'static>>,
-    /// What our bundle shows.
-    pub(super) roots: Vec<X509Authority>,
-    /// Hex of the subject key id of the root that it verifies by.
-    pub(super) root_id: String,
-}
-
-impl Above {
-    /// The same without a root.
-    pub(super) fn without(&self, root_id: &str) -> Self {
-        let mut above = self.clone();
-        above.roots.retain(|root| root.subject_key_id() != root_id);
-        above
-    }
-
-    /// The public keys of all of them, which no leaf of ours may have.
-    pub(super) fn public_keys(&self) -> impl Iterator<Item = Vec<u8>> {
-        let roots = self.roots.iter().map(X509Authority::der);
-        let all = self.chain.iter().chain(roots);
-        all.filter_map(|der| facts(der).ok())
-            .map(|facts| facts.public_key)
-    }
 }
 
 /// An authority of ours that was signed and tried.

@@ -10,6 +10,7 @@ use futures::StreamExt;
 use mesh_runtime::audit::Object;
 use mesh_runtime::errors::untrusted;
 use prost::Message;
+use proto::convert::CarriedBundle;
 use proto::spire::api::server::bundle::v1 as wire;
 use proto::spire::api::server::bundle::v1::batch_delete_federated_bundle_request::Mode;
 use proto::spire::api::types;
@@ -21,7 +22,7 @@ use self::mask::masked;
 use super::super::caller::Caller;
 use super::super::{Call, Parts, Refusal};
 use super::item::at_a_time;
-use super::{not_served, ok};
+use super::{not_served, ok, unserved};
 use crate::issuance::IssueError;
 use crate::registry::{Page, cut};
 use crate::store::{StoredBundle, Users};
@@ -91,9 +92,28 @@ impl wire::bundle_server::Bundle for Service {
 
     async fn append_bundle(
         &self,
-        _: Request<wire::AppendBundleRequest>,
+        request: Request<wire::AppendBundleRequest>,
     ) -> Result<Response<types::Bundle>, Status> {
-        Err(not_served())
+        let call = Call::of(&request)?;
+        let own = &self.parts.trust_domain;
+        call.about(Object::new("bundle").name(own.as_str()));
+        let ask = request.into_inner();
+        if !ask.wit_authorities.is_empty() {
+            let says = "WIT authorities are not served by this version of ca-server";
+            return Err(call.refuse(unserved(says)));
+        }
+        let new = CarriedBundle::try_from(types::Bundle {
+            trust_domain: own.as_str().to_owned(),
+            x509_authorities: ask.x509_authorities,
+            jwt_authorities: ask.jwt_authorities,
+            ..Default::default()
+        })
+        .map_err(|error| call.refuse(Refusal::from(error).within("failed to convert authority")))?;
+        let now = self.parts.clock.now();
+        let appended = self.parts.authority.append(&new.bundle, now).await;
+        let appended = appended.map_err(|error| call.refuse(error))?;
+        let bundle = shown(&appended).map_err(|refusal| call.refuse(refusal))?;
+        Ok(Response::new(masked(bundle, ask.output_mask.as_ref())))
     }
 
     async fn publish_jwt_authority(

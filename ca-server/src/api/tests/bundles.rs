@@ -1,6 +1,6 @@
 //! Bundles of other trust domains: set by hand, seen by the agents whose workloads federate with them, and removed again.
 
-use mesh_identity::test_util::Made;
+use mesh_identity::test_util::{Made, Spec};
 use proto::spire::api::server::bundle::v1 as bundle_wire;
 use proto::spire::api::server::bundle::v1::batch_delete_federated_bundle_request::Mode;
 
@@ -302,4 +302,91 @@ async fn fed_34_a_bundle_that_is_used_goes_only_with_a_word_about_its_entries() 
         .batch_delete_federated_bundle(ask)
         .await;
     assert_eq!(unknown.unwrap_err().code(), Code::InvalidArgument);
+}
+
+/// A root of somebody else for our own trust domain.
+fn root_for_us(name: &str) -> types::X509Certificate {
+    (&Made::root_with(Spec::authority("dev.test", name)).authority()).into()
+}
+
+async fn append(
+    channel: Channel,
+    ask: bundle_wire::AppendBundleRequest,
+) -> Result<types::Bundle, Status> {
+    let answer = BundleClient::new(channel).append_bundle(ask).await;
+    answer.map(tonic::Response::into_inner)
+}
+
+#[tokio::test]
+async fn an_administrator_appends_authorities_to_our_bundle_and_everybody_hears_of_them() {
+    let server = Server::start().await;
+    let agent = server.join().await;
+    let mut feed = Feed::open(&agent, "", 0).await;
+    feed.next().await.unwrap();
+    let before = types::Bundle::from(&server.admin.bundle().await.unwrap());
+    let root = root_for_us("theirs");
+    let mut token_key = before.jwt_authorities[0].clone();
+    token_key.key_id = "theirs".into();
+    let ask = bundle_wire::AppendBundleRequest {
+        x509_authorities: vec![root.clone()],
+        jwt_authorities: vec![token_key.clone()],
+        output_mask: Some(types::BundleMask {
+            x509_authorities: true,
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    let refused = append(agent.channel.clone(), ask.clone()).await;
+    assert_eq!(refused.unwrap_err().code(), Code::PermissionDenied);
+    let answer = append(admin_channel(&server).await, ask).await.unwrap();
+    assert_eq!(answer.trust_domain, "dev.test");
+    assert!(answer.x509_authorities.contains(&root));
+    assert!(answer.jwt_authorities.is_empty() && answer.sequence_number == 0);
+
+    let now = types::Bundle::from(&server.admin.bundle().await.unwrap());
+    assert_eq!(now.sequence_number, before.sequence_number + 1);
+    assert!(now.x509_authorities.contains(&root) && now.x509_authorities.len() == 2);
+    assert!(now.jwt_authorities.contains(&token_key) && now.jwt_authorities.len() == 2);
+    let update = feed.next().await.unwrap();
+    let own = types::Bundle::from(&update.bundles[0]);
+    assert!(own.x509_authorities.contains(&root) && own.jwt_authorities.contains(&token_key));
+    let records = server.audit.of("bundle.append");
+    let outcomes: Vec<_> = records.iter().map(|record| &record["outcome"]).collect();
+    assert_eq!(outcomes, ["denied", "success"]);
+    assert_eq!(records[1]["object"]["name"], "dev.test");
+}
+
+#[tokio::test]
+async fn what_cannot_be_appended_is_refused_with_its_reason_and_nothing_changes() {
+    let server = Server::start().await;
+    let before = server.admin.bundle().await.unwrap();
+    let none = bundle_wire::AppendBundleRequest::default();
+    let garbage = types::X509Certificate {
+        asn1: vec![1, 2, 3],
+        tainted: false,
+    };
+    let wit = bundle_wire::AppendBundleRequest {
+        wit_authorities: vec![types::WitKey::default()],
+        ..none.clone()
+    };
+    let half = bundle_wire::AppendBundleRequest {
+        x509_authorities: vec![root_for_us("theirs"), garbage],
+        ..none.clone()
+    };
+    let of_another = bundle_wire::AppendBundleRequest {
+        x509_authorities: vec![(&Made::root("other.test").authority()).into()],
+        ..none.clone()
+    };
+    for (ask, code, says) in [
+        (none, Code::InvalidArgument, "no authorities to append"),
+        (half, Code::InvalidArgument, "x509_authorities[1].asn1"),
+        (of_another, Code::InvalidArgument, "x509_authorities"),
+        (wit, Code::Unimplemented, "WIT"),
+    ] {
+        let refused = append(admin_channel(&server).await, ask).await;
+        let refused = refused.expect_err(says);
+        assert_eq!(refused.code(), code, "{refused:?}");
+        assert!(refused.message().contains(says), "{refused:?}");
+    }
+    assert_eq!(server.admin.bundle().await.unwrap(), before);
 }

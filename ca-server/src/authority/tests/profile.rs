@@ -239,16 +239,16 @@ async fn key_ids_are_sha1_of_the_key_bits_and_the_leaf_points_to_its_authority()
         let mut ids = (String::new(), String::new());
         for extension in certificate.extensions() {
             match extension.parsed_extension() {
-                ParsedExtension::SubjectKeyIdentifier(id) => ids.0 = certificate::hex(id.0),
+                ParsedExtension::SubjectKeyIdentifier(id) => ids.0 = facts::hex(id.0),
                 ParsedExtension::AuthorityKeyIdentifier(id) => {
-                    ids.1 = certificate::hex(id.key_identifier.as_ref().expect("a key id").0);
+                    ids.1 = facts::hex(id.key_identifier.as_ref().expect("a key id").0);
                 }
                 _ => {}
             }
         }
         assert_eq!(
             ids.0,
-            certificate::hex(&keys::key_id(
+            facts::hex(&keys::key_id(
                 &certificate.public_key().subject_public_key.data
             ))
         );

@@ -203,7 +203,7 @@ async fn ca_31_st_18_the_key_is_nowhere_in_the_stores_files() {
     for secret in &secrets {
         let mut limbs = secret.clone();
         limbs.reverse();
-        forms.extend([limbs, certificate::hex(secret).into_bytes()]);
+        forms.extend([limbs, facts::hex(secret).into_bytes()]);
         // base64 of the middle, in each of its three alignments.
         for skip in 0..3 {
             forms.push(
