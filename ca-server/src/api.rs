@@ -118,9 +118,9 @@ pub fn routes(parts: &Parts) -> Routes {
     routes.prepare()
 }
 
-/// Reads bytes as one of the requests of SPIRE's API, as its handler does; for the fuzz targets.
-pub(crate) fn read(bytes: &[u8], own: &TrustDomain) {
-    spire::read(bytes, own);
+/// Reads bytes as one of the requests of SPIRE's API, as its handler does.
+pub(crate) fn read_for_fuzzing(bytes: &[u8], own: &TrustDomain) {
+    spire::read_for_fuzzing(bytes, own);
 }
 
 /// A call that was permitted, as its handler sees it.

@@ -136,9 +136,10 @@ impl Attestors {
     }
 }
 
-/// Reads bytes as the evidence of a node, as far as that goes without a call; for the fuzz targets.
-pub(crate) fn read(bytes: &[u8]) {
-    k8s::read(bytes);
+/// Reads bytes as the evidence of a node, in each way in which a node may attest, as far as that goes without a call.
+pub(crate) fn read_for_fuzzing(bytes: &[u8], own: &TrustDomain) {
+    k8s::read_for_fuzzing(bytes);
+    x509pop::read_for_fuzzing(bytes, own);
 }
 
 /// Evidence that was judged.

@@ -12,7 +12,7 @@ mod reading;
 mod svid;
 mod trustdomain;
 
-pub(super) use self::reading::request as read;
+pub(super) use self::reading::request as read_for_fuzzing;
 
 use std::collections::BTreeSet;
 

@@ -2,15 +2,15 @@
 //! Trusts the configured roots, and a leaf that may sign. Never trusts a certificate alone: whoever saw it once could show it.
 //! Never does work that a stranger's numbers decide: certificates, keys and path building are bounded before anything is verified.
 
+mod error;
+
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use mesh_identity::{Selector, SpiffeId};
-use mesh_runtime::errors::Coded;
+use mesh_identity::{Selector, SpiffeId, TrustDomain};
 use ring::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use ring::rand::{SecureRandom, SystemRandom};
 use ring::signature::{
@@ -28,6 +28,8 @@ use x509_parser::prelude::FromDer;
 
 use super::{AttestedNode, Surroundings};
 use crate::config::X509PopConfig;
+
+pub use self::error::{RootsError, X509PopRefused};
 
 /// Most certificates between leaf and root, as in SPIRE.
 const MOST_INTERMEDIATES: usize = 4;
@@ -123,22 +125,9 @@ impl X509Pop {
 
     /// Judges what a node shows, and asks it for a proof of the key.
     pub(super) fn challenge(&self, evidence: &[u8]) -> Result<Challenged, X509PopRefused> {
-        let shown: Evidence =
-            serde_json::from_slice(evidence).map_err(|_| X509PopRefused::Evidence)?;
-        if shown.certificates.is_empty() {
-            return Err(X509PopRefused::Evidence);
-        }
-        if shown.certificates.len() > 1 + MOST_INTERMEDIATES {
-            return Err(X509PopRefused::TooMany(shown.certificates.len()));
-        }
-        let chain = shown.certificates.iter().map(|text| decode(text));
-        let chain: Vec<_> = chain.collect::<Result<_, _>>()?;
+        let chain = shown(evidence)?;
         let (leaf_der, intermediates) = chain.split_first().ok_or(X509PopRefused::Evidence)?;
-        let (rest, leaf) =
-            X509Certificate::from_der(leaf_der).map_err(|_| X509PopRefused::Unreadable)?;
-        if !rest.is_empty() {
-            return Err(X509PopRefused::Unreadable);
-        }
+        let leaf = certificate(leaf_der)?;
         let authorities = self.authorities(leaf_der, intermediates)?;
         let key = LeafKey::of(&leaf)?;
         let mut nonce = [0; NONCE];
@@ -149,7 +138,7 @@ impl X509Pop {
         let node = AttestedNode {
             id: self.agent_id(&fingerprint)?,
             kind: "x509pop",
-            selectors: self.selectors(&leaf, &authorities)?,
+            selectors: selectors(&self.around.trust_domain, &leaf, &authorities)?,
             can_reattest: true,
             kubernetes: None,
             alias: None,
@@ -211,50 +200,99 @@ impl X509Pop {
         let path = format!("/spire/agent/x509pop/{fingerprint}");
         SpiffeId::from_parts(&self.around.trust_domain, &path).map_err(|_| X509PopRefused::Name)
     }
+}
 
-    fn selectors(
-        &self,
-        leaf: &X509Certificate<'_>,
-        authorities: &BTreeSet<String>,
-    ) -> Result<BTreeSet<Selector>, X509PopRefused> {
-        let mut values = vec![format!("serialnumber:{}", serial(leaf.raw_serial()))];
-        // Several common names are rare; SPIRE's library keeps the last.
-        let mut names = leaf.subject().iter_common_name();
-        if let Some(name) = names.by_ref().last() {
-            let name = name.as_str().map_err(|_| X509PopRefused::Name)?;
-            values.extend((!name.is_empty()).then(|| format!("subject:cn:{name}")));
+/// The certificates of the evidence, the leaf first; at least one.
+fn shown(evidence: &[u8]) -> Result<Vec<Vec<u8>>, X509PopRefused> {
+    let shown: Evidence = serde_json::from_slice(evidence).map_err(|_| X509PopRefused::Evidence)?;
+    match shown.certificates.len() {
+        0 => Err(X509PopRefused::Evidence),
+        many if many > 1 + MOST_INTERMEDIATES => Err(X509PopRefused::TooMany(many)),
+        _ => shown.certificates.iter().map(|text| decode(text)).collect(),
+    }
+}
+
+fn certificate(der: &[u8]) -> Result<X509Certificate<'_>, X509PopRefused> {
+    match X509Certificate::from_der(der) {
+        Ok(([], certificate)) => Ok(certificate),
+        _ => Err(X509PopRefused::Unreadable),
+    }
+}
+
+/// Reads bytes as evidence, as the leaf in it, and as the answer of a node whose key is on P-256.
+pub(super) fn read_for_fuzzing(bytes: &[u8], own: &TrustDomain) {
+    let chain = shown(bytes).unwrap_or_default();
+    for der in chain.iter().map(Vec::as_slice).chain([bytes]) {
+        if let Ok(leaf) = certificate(der) {
+            LeafKey::of(&leaf).ok();
+            selectors(own, &leaf, &BTreeSet::new()).ok();
         }
-        values.extend(
-            authorities
-                .iter()
-                .map(|one| format!("ca:fingerprint:{one}")),
-        );
-        let said = self.said(leaf)?;
-        values.extend(said.iter().map(|(key, value)| format!("san:{key}:{value}")));
-        values
-            .iter()
-            .map(|value| Selector::new("x509pop", value).map_err(|_| X509PopRefused::Name))
-            .collect()
     }
+    let asked = |id| Challenged {
+        node: AttestedNode {
+            id,
+            kind: "x509pop",
+            selectors: BTreeSet::new(),
+            can_reattest: true,
+            kubernetes: None,
+            alias: None,
+            evidence_id: String::new(),
+        },
+        // No point of the curve: nobody holds its key.
+        key: LeafKey::Ecdsa(&ECDSA_P256_SHA256_ASN1, vec![4; 65]),
+        nonce: [0; NONCE],
+    };
+    let id = SpiffeId::from_parts(own, "/spire/agent/x509pop/00");
+    let proven = id.map(|id| asked(id).prove(bytes).is_ok());
+    assert_ne!(proven, Ok(true), "nobody could sign this");
+}
 
-    /// What the outside authority says of the node in URIs `x509pop://<our trust domain>/<key>/<value>`.
-    fn said(&self, leaf: &X509Certificate<'_>) -> Result<BTreeMap<String, String>, X509PopRefused> {
-        let names = leaf
-            .subject_alternative_name()
-            .map_err(|_| X509PopRefused::Unreadable)?;
-        let prefix = format!("x509pop://{}/", self.around.trust_domain);
-        let uris = names.iter().flat_map(|names| &names.value.general_names);
-        Ok(uris
-            .filter_map(|name| match name {
-                GeneralName::URI(uri) => uri.strip_prefix(&prefix),
-                _ => None,
-            })
-            // A path in other words than the plain ones is nothing that anybody should be selected by.
-            .filter(|path| !path.contains(['%', '?', '#']))
-            .filter_map(|path| path.trim_matches('/').split_once('/'))
-            .map(|(key, value)| (key.to_owned(), value.to_owned()))
-            .collect())
+/// What an entry may ask of the node.
+fn selectors(
+    own: &TrustDomain,
+    leaf: &X509Certificate<'_>,
+    authorities: &BTreeSet<String>,
+) -> Result<BTreeSet<Selector>, X509PopRefused> {
+    let mut values = vec![format!("serialnumber:{}", serial(leaf.raw_serial()))];
+    // Several common names are rare; SPIRE's library keeps the last.
+    let mut names = leaf.subject().iter_common_name();
+    if let Some(name) = names.by_ref().last() {
+        let name = name.as_str().map_err(|_| X509PopRefused::Name)?;
+        values.extend((!name.is_empty()).then(|| format!("subject:cn:{name}")));
     }
+    values.extend(
+        authorities
+            .iter()
+            .map(|one| format!("ca:fingerprint:{one}")),
+    );
+    let said = said(own, leaf)?;
+    values.extend(said.iter().map(|(key, value)| format!("san:{key}:{value}")));
+    values
+        .iter()
+        .map(|value| Selector::new("x509pop", value).map_err(|_| X509PopRefused::Name))
+        .collect()
+}
+
+/// What the outside authority says of the node in URIs `x509pop://<our trust domain>/<key>/<value>`.
+fn said(
+    own: &TrustDomain,
+    leaf: &X509Certificate<'_>,
+) -> Result<BTreeMap<String, String>, X509PopRefused> {
+    let names = leaf
+        .subject_alternative_name()
+        .map_err(|_| X509PopRefused::Unreadable)?;
+    let prefix = format!("x509pop://{}/", own);
+    let uris = names.iter().flat_map(|names| &names.value.general_names);
+    Ok(uris
+        .filter_map(|name| match name {
+            GeneralName::URI(uri) => uri.strip_prefix(&prefix),
+            _ => None,
+        })
+        // A path in other words than the plain ones is nothing that anybody should be selected by.
+        .filter(|path| !path.contains(['%', '?', '#']))
+        .filter_map(|path| path.trim_matches('/').split_once('/'))
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .collect())
 }
 
 impl Root {
@@ -420,108 +458,6 @@ static ALGORITHMS: &[&dyn rustls_pki_types::SignatureVerificationAlgorithm] = &[
     webpki::ring::RSA_PSS_2048_8192_SHA384_LEGACY_KEY,
     webpki::ring::RSA_PSS_2048_8192_SHA512_LEGACY_KEY,
 ];
-
-/// Why the roots cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum RootsError {
-    /// The operating system says no.
-    #[error("the roots of x509pop in {} cannot be read", path.display())]
-    File {
-        /// Which file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        cause: std::io::Error,
-    },
-    /// Something in it is not a certificate that could be a root.
-    #[error("{} holds something that is no root certificate", path.display())]
-    Certificate {
-        /// Which file.
-        path: PathBuf,
-    },
-    /// Nothing in it.
-    #[error("{} holds no certificate", path.display())]
-    None {
-        /// Which file.
-        path: PathBuf,
-    },
-}
-
-impl RootsError {
-    /// Which file.
-    pub fn path(&self) -> &Path {
-        match self {
-            Self::File { path, .. } | Self::Certificate { path } | Self::None { path } => path,
-        }
-    }
-}
-
-impl Coded for RootsError {
-    fn code(&self) -> &'static str {
-        "FNL1070"
-    }
-}
-
-/// Why a certificate or its proof was refused.
-#[derive(Debug, thiserror::Error)]
-pub enum X509PopRefused {
-    /// Not what SPIRE's agents and ours send.
-    #[error("the evidence is not JSON with `certificates`, each in base64")]
-    Evidence,
-    /// More than anybody needs.
-    #[error(
-        "{0} certificates were shown; a leaf and at most {MOST_INTERMEDIATES} authorities are read"
-    )]
-    TooMany(usize),
-    /// The leaf, or an extension of it.
-    #[error("the node's certificate cannot be read")]
-    Unreadable,
-    /// No path from a root.
-    #[error("no valid root leads to the node's certificate")]
-    Path(#[source] webpki::Error),
-    /// Its authority did not make it for signatures.
-    #[error("the node's certificate is not for digital signatures")]
-    NotForSignatures,
-    /// Nothing that SPIRE's protocol or our library could verify.
-    #[error("the key of the node's certificate is neither RSA nor ECDSA on P-256 or P-384")]
-    KeyKind,
-    /// A name that cannot be a selector or a part of an ID.
-    #[error("a name in the node's certificate cannot be a selector")]
-    Name,
-    /// Not what was asked for.
-    #[error("the answer to the challenge is not what was asked for")]
-    Answer,
-    /// The proof.
-    #[error("the answer is not signed by the key of the node's certificate")]
-    NoPossession,
-    /// The operating system gave no randomness.
-    #[error("no random number could be made")]
-    Random,
-}
-
-impl X509PopRefused {
-    /// Whether the request could not be read, rather than not be believed.
-    pub fn is_malformed(&self) -> bool {
-        matches!(
-            self,
-            Self::Evidence | Self::TooMany(_) | Self::Unreadable | Self::Answer
-        )
-    }
-}
-
-impl Coded for X509PopRefused {
-    fn code(&self) -> &'static str {
-        match self {
-            Self::Evidence | Self::TooMany(_) | Self::Unreadable => "FNL1071",
-            Self::Path(_) => "FNL1072",
-            Self::NotForSignatures | Self::KeyKind => "FNL1073",
-            Self::Name => "FNL1074",
-            Self::Answer => "FNL1075",
-            Self::NoPossession => "FNL1076",
-            Self::Random => "FNL1077",
-        }
-    }
-}
 
 #[cfg(test)]
 mod tests;

@@ -100,7 +100,7 @@ struct Kubernetes {
 }
 
 /// Reads bytes as a payload and its token.
-pub(in crate::attestation) fn read(bytes: &[u8]) {
+pub(in crate::attestation) fn read_for_fuzzing(bytes: &[u8]) {
     if let Ok(evidence) = Evidence::parse(bytes) {
         Claims::parse(evidence.token()).ok();
     }

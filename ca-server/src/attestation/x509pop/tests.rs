@@ -1,9 +1,11 @@
 //! An outside authority with each kind of key: what proves a node, and every way in which nothing is proven.
 
+use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
 use mesh_runtime::clock::Clock;
+use mesh_runtime::errors::Coded as _;
 use mesh_tls::{Possession, WebIdentity};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose,
@@ -440,5 +442,38 @@ fn serial_numbers_are_written_as_spire_writes_them() {
         (&[0x00, 0x00, 0x05], "05"),
     ] {
         assert_eq!(serial(raw), text);
+    }
+}
+
+/// Evidence that proves a node, and the attestor that it proves it to.
+fn good() -> &'static (X509Pop, Device) {
+    static GOOD: std::sync::LazyLock<(X509Pop, Device)> = std::sync::LazyLock::new(|| {
+        let root = authority("root", None);
+        let between = authority("between", Some(&root));
+        let device = device(|_| {}, p256(), &[&between, &root]);
+        (trusting(&[&root]), device)
+    });
+    &GOOD
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_bytes_stop_the_reader_of_evidence(bytes: Vec<u8>, at: proptest::sample::Index, by in 1_u8..) {
+        let own = "dev.test".parse().unwrap();
+        read_for_fuzzing(&bytes, &own);
+        let mut leaf = good().1.chain[0].clone();
+        let at = at.index(leaf.len());
+        leaf[at] ^= by;
+        read_for_fuzzing(&leaf, &own);
+    }
+
+    #[test]
+    fn evidence_with_any_byte_changed_is_no_evidence(at: proptest::sample::Index, by in 1_u8..) {
+        let (attestor, device) = good();
+        let mut evidence = device.evidence();
+        proptest::prop_assert!(attestor.challenge(&evidence).is_ok());
+        let at = at.index(evidence.len());
+        evidence[at] ^= by;
+        proptest::prop_assert!(attestor.challenge(&evidence).is_err());
     }
 }
