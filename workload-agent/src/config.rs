@@ -1,14 +1,11 @@
 //! Decides what an operator can set, and whether it goes together.
 //! Trusts `mesh_runtime::config` for reading. Never reads a file that the configuration only names: the part that needs it does.
 
-use std::{
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use mesh_identity::{SpiffeId, TrustDomain};
 use mesh_runtime::{
+    addresses::socket_path,
     config::{ByteSize, Config, Findings, HumanDuration},
     telemetry::{LogOptions, OtlpOptions, Secret},
 };
@@ -433,23 +430,6 @@ impl AgentConfig {
     pub fn admin_socket(&self) -> PathBuf {
         socket_path(&self.admin.socket).unwrap_or_default()
     }
-}
-
-/// An absolute path, written plainly or as a `unix:` URI (SPIFFE Workload Endpoint, section 4: no authority, nothing else).
-pub fn socket_path(text: &str) -> Option<PathBuf> {
-    let path = match text.strip_prefix("unix:") {
-        Some(rest) => match rest.strip_prefix("//") {
-            Some(path) if path.starts_with('/') => path,
-            Some(_) => return None,
-            None => rest,
-        },
-        None => text,
-    };
-    let fits = path.starts_with('/')
-        && path.len() > 1
-        && !path.ends_with('/')
-        && !path.contains(['?', '#', '\0']);
-    fits.then(|| Path::new(path).to_owned())
 }
 
 #[cfg(test)]

@@ -83,7 +83,7 @@ pub struct Roster {
     by_id: BTreeMap<EntryId, Arc<Entry>>,
     /// Each entry stands under one of its selectors, the longest: nothing else has to be looked at for a process without it.
     index: HashMap<Selector, Vec<Arc<Entry>>>,
-    wants_sha256: bool,
+    wanted: Wanted,
 }
 
 impl Roster {
@@ -101,10 +101,7 @@ impl Roster {
             else {
                 continue;
             };
-            roster.wants_sha256 |= entry
-                .selectors
-                .iter()
-                .any(|s| s.kind() == "unix" && s.value().starts_with("sha256:"));
+            entry.selectors.iter().for_each(|s| roster.wanted.add(s));
             roster
                 .index
                 .entry(key.clone())
@@ -266,12 +263,10 @@ impl View {
 
     /// Which expensive facts any entry asks for.
     pub fn wanted(&self) -> Wanted {
-        Wanted {
-            sha256: self
-                .roster
-                .as_ref()
-                .is_some_and(|roster| roster.wants_sha256),
-        }
+        self.roster
+            .as_ref()
+            .map(|roster| roster.wanted)
+            .unwrap_or_default()
     }
 
     /// What a process with these facts gets.

@@ -1,4 +1,5 @@
-//! Decides how a program tells which addresses it really bound: ports may be 0, so others must be able to read them.
+//! Decides how a program tells which addresses it really bound: ports may be 0, so others must be able to read them;
+//! and what an operator may write as the place of a Unix socket.
 //! Trusts the caller's list; never shows a half-written file (written beside, then renamed).
 //!
 //! ```
@@ -93,6 +94,24 @@ impl Addresses {
     }
 }
 
+/// An absolute path, written plainly or as a `unix:` URI (SPIFFE Workload Endpoint, section 4: no authority, nothing else). Another
+/// form is none, `tcp:` too.
+pub fn socket_path(text: &str) -> Option<PathBuf> {
+    let path = match text.strip_prefix("unix:") {
+        Some(rest) => match rest.strip_prefix("//") {
+            Some(path) if path.starts_with('/') => path,
+            Some(_) => return None,
+            None => rest,
+        },
+        None => text,
+    };
+    let fits = path.starts_with('/')
+        && path.len() > 1
+        && !path.ends_with('/')
+        && !path.contains(['?', '#', '\0']);
+    fits.then(|| Path::new(path).to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -107,5 +126,37 @@ mod tests {
         bound.write(&path).unwrap();
         assert_eq!(Addresses::read(&path).unwrap(), bound);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn wep_05_wep_12_wep_13_wep_14_a_socket_is_an_absolute_path_or_a_unix_uri_without_authority_and_never_tcp()
+     {
+        for good in ["/run/a.sock", "unix:/run/a.sock", "unix:///run/a.sock"] {
+            assert_eq!(
+                socket_path(good).as_deref(),
+                Some(Path::new("/run/a.sock")),
+                "{good}"
+            );
+        }
+        for bad in [
+            "",
+            "/",
+            "a.sock",
+            "unix:a.sock",
+            "unix://host/a.sock",
+            "unix:///a?x",
+            "unix:///a#x",
+            // No door of ours is on the network, so none is looked for there in any form.
+            "tcp://127.0.0.1:1",
+            "tcp:127.0.0.1:1",
+            "tcp://[::1]:1",
+            "tcp://localhost:1",
+            "tcp://127.0.0.1:1/path",
+            "tcp://127.0.0.1",
+            "http://127.0.0.1:1",
+            "/run/",
+        ] {
+            assert_eq!(socket_path(bad), None, "{bad}");
+        }
     }
 }

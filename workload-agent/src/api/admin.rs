@@ -114,14 +114,14 @@ impl Explain for AdminApi {
             NoProcess::Gone => gone(),
             error => Status::unavailable(ErrorChain(&error).to_string()),
         })?;
-        let attestation = self
-            .attestor
-            .inspect(process)
-            .await
-            .map_err(|error| match error {
-                AttestError::Gone => gone(),
-                error => Status::unavailable(ErrorChain(&error).to_string()),
-            })?;
+        let (attestation, _) =
+            self.attestor
+                .inspect(process)
+                .await
+                .map_err(|error| match error {
+                    AttestError::Gone => gone(),
+                    error => Status::unavailable(ErrorChain(&error).to_string()),
+                })?;
         let (view, own, now) = (
             self.vault.view(),
             self.own.borrow().clone(),

@@ -19,7 +19,7 @@ use tonic::{Request, Status};
 
 use super::{PerUid, Place, correlation_id, peer::Peer};
 use crate::{
-    attestor::{AttestError, Attestor, Wanted},
+    attestor::{AttestError, Attestor, Wanted, glance::Glance, process::Process},
     metrics::Metrics,
     tokens::Tokens,
     vault::Vault,
@@ -79,11 +79,62 @@ impl Parts {
     }
 }
 
+/// How long facts count without another glance at their process.
+const GLANCE_EVERY: Duration = Duration::from_secs(4);
+
+/// What the facts of a process rested on, and when that was seen.
+#[derive(Debug)]
+pub(super) struct Seen {
+    glance: Glance,
+    wanted: Wanted,
+    at: Instant,
+}
+
+impl Seen {
+    pub(super) fn now(glance: Glance, wanted: Wanted) -> Self {
+        Self {
+            glance,
+            wanted,
+            at: Instant::now(),
+        }
+    }
+
+    /// When the next glance is due.
+    pub(super) fn due(&self) -> Instant {
+        self.at + GLANCE_EVERY
+    }
+
+    /// Whether the facts that were found then still hold: no more is wanted, and the process is what it was. The kernel is asked
+    /// when the next glance is due, and not before.
+    pub(super) async fn holds(
+        &mut self,
+        attestor: &Attestor,
+        process: &Process,
+        uid: Option<u32>,
+        wanted: Wanted,
+    ) -> bool {
+        if !self.wanted.covers(wanted) {
+            return false;
+        }
+        if Instant::now() < self.due() {
+            return true;
+        }
+        // What cannot be seen does not count: the look that follows says why.
+        let same = attestor
+            .glance(process, uid)
+            .await
+            .is_ok_and(|glance| glance == self.glance);
+        self.at = Instant::now();
+        same
+    }
+}
+
 /// The process at the other end.
 pub(super) struct Caller {
     pub(super) parts: Arc<Parts>,
     pub(super) peer: Peer,
     pub(super) facts: BTreeSet<Selector>,
+    seen: Option<Seen>,
 }
 
 impl Caller {
@@ -93,7 +144,24 @@ impl Caller {
             parts,
             peer,
             facts: BTreeSet::new(),
+            seen: None,
         }
+    }
+
+    /// When [`Caller::keep_up`] has to be called again.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.seen.as_ref().map(Seen::due)
+    }
+
+    /// Attests the process again if its facts may not hold any more.
+    pub(super) async fn keep_up(&mut self, wanted: Wanted) -> Result<(), Status> {
+        let (process, uid) = (self.peer.process(), Some(self.peer.uid()));
+        if let Some(seen) = &mut self.seen
+            && seen.holds(&self.parts.attestor, process, uid, wanted).await
+        {
+            return Ok(());
+        }
+        self.look(wanted).await
     }
 
     /// Attests the process.
@@ -113,8 +181,9 @@ impl Caller {
             .metrics
             .attested(started.elapsed(), found.as_ref().err().map(label));
         match found {
-            Ok(found) => {
+            Ok((found, glance)) => {
                 self.facts = found.facts;
+                self.seen = Some(Seen::now(glance, wanted));
                 Ok(())
             }
             Err(AttestError::Gone) => Err(gone()),

@@ -30,11 +30,14 @@ use self::{
 };
 use super::{
     LARGEST_REQUEST, Place,
-    caller::{Caller, Parts, gone, stopping},
+    caller::{Caller, Parts, Seen, gone, stopping},
     sleep_until,
 };
 use crate::{
-    attestor::process::{NoProcess, Process},
+    attestor::{
+        AttestError, Wanted,
+        process::{NoProcess, Process},
+    },
     metrics::OpenStream,
     vault::{Standing, View},
 };
@@ -177,7 +180,14 @@ pub(super) enum Subject {
     /// A workload that the delegate has looked at itself.
     Vouched(BTreeSet<Selector>),
     /// A process that we look at, held so that its pid cannot come to mean another one.
-    Held(Process, BTreeSet<Selector>),
+    Held {
+        /// The process.
+        process: Process,
+        /// What is known of it.
+        facts: BTreeSet<Selector>,
+        /// What that rests on.
+        seen: Option<Seen>,
+    },
 }
 
 impl Subject {
@@ -196,7 +206,11 @@ impl Subject {
                         Status::unavailable("the process that was named cannot be held")
                     }
                 })?;
-                let mut subject = Self::Held(process, BTreeSet::new());
+                let mut subject = Self::Held {
+                    process,
+                    facts: BTreeSet::new(),
+                    seen: None,
+                };
                 subject.look(parts).await?;
                 Ok(subject)
             }
@@ -208,27 +222,57 @@ impl Subject {
 
     /// Looks at the process, again if it was looked at before.
     async fn look(&mut self, parts: &Parts) -> Result<(), Status> {
-        if let Self::Held(process, facts) = self {
+        if let Self::Held {
+            process,
+            facts,
+            seen,
+        } = self
+        {
             let found = parts.attestor.inspect(process.clone()).await;
             let found = found.map_err(|error| match error {
-                crate::attestor::AttestError::Gone => ended(),
+                AttestError::Gone => ended(),
                 _ => Status::unavailable("the process that was named could not be attested"),
             })?;
-            *facts = found.facts;
+            let (found, glance) = found;
+            (*facts, *seen) = (found.facts, Some(Seen::now(glance, Wanted::ALL)));
         }
         Ok(())
     }
 
+    /// Looks at the process again if its facts may not hold any more.
+    async fn keep_up(&mut self, parts: &Parts) -> Result<(), Status> {
+        if let Self::Held {
+            process,
+            seen: Some(seen),
+            ..
+        } = self
+            && seen
+                .holds(&parts.attestor, process, None, Wanted::ALL)
+                .await
+        {
+            return Ok(());
+        }
+        self.look(parts).await
+    }
+
+    /// When [`Subject::keep_up`] has to be called again.
+    fn due(&self) -> Option<Instant> {
+        match self {
+            Self::Vouched(_) => None,
+            Self::Held { seen, .. } => seen.as_ref().map(Seen::due),
+        }
+    }
+
     fn facts(&self) -> &BTreeSet<Selector> {
         match self {
-            Self::Vouched(facts) | Self::Held(_, facts) => facts,
+            Self::Vouched(facts) | Self::Held { facts, .. } => facts,
         }
     }
 
     fn process(&self) -> Option<&Process> {
         match self {
             Self::Vouched(_) => None,
-            Self::Held(process, _) => Some(process),
+            Self::Held { process, .. } => Some(process),
         }
     }
 
@@ -282,7 +326,12 @@ impl<S: Source> Open<S> {
         let started = Instant::now();
         loop {
             let view = Arc::clone(&self.views.borrow_and_update());
+            // Both may be other programs by now, and nothing else has changed.
+            self.delegate.caller.keep_up(view.wanted()).await?;
             self.delegate.authorize(&view)?;
+            if let Some(subject) = self.source.subject() {
+                subject.keep_up(&parts).await?;
+            }
             let (mut state, mut patience) = self.source.state(&parts, &view);
             if self.told.as_ref().is_some_and(|told| *told != state) {
                 // Both may have become other programs since the last message (M10 b): no new key before a new look.
@@ -292,8 +341,11 @@ impl<S: Source> Open<S> {
                 }
                 (state, patience) = self.source.state(&parts, &view);
             }
-            let subject = self.source.subject().and_then(|subject| subject.process());
-            let (subject, process) = (subject.cloned(), self.delegate.caller.peer.process());
+            let (subject, subject_due) = match self.source.subject() {
+                Some(subject) => (subject.process().cloned(), subject.due()),
+                None => (None, None),
+            };
+            let process = self.delegate.caller.peer.process();
             if !process.is_alive() {
                 return Err(gone());
             }
@@ -320,6 +372,8 @@ impl<S: Source> Open<S> {
                 () = exited(subject.as_ref()) => return Err(ended()),
                 () = parts.stop.cancelled() => return Err(stopping()),
                 () = sleep_until(deadline) => {}
+                () = sleep_until(self.delegate.caller.due()) => {}
+                () = sleep_until(subject_due) => {}
             }
         }
     }

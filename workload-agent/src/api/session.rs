@@ -143,6 +143,8 @@ impl<T: Follow> Session<T> {
                     "the agent has not heard from its ca-server yet",
                 ));
             }
+            // It may be another program by now, in other groups or another cgroup, and nothing else has changed.
+            self.caller.keep_up(view.wanted()).await?;
             let mut standing =
                 T::standing(&view, &self.caller.facts, self.caller.parts.clock.now());
             if let (Some(told), Standing::Ready(state)) = (&self.told, &standing)
@@ -185,6 +187,7 @@ impl<T: Follow> Session<T> {
                 () = self.caller.peer.process().exited() => return Err(gone()),
                 () = self.caller.parts.stop.cancelled() => return Err(stopping()),
                 () = sleep_until(deadline) => {}
+                () = sleep_until(self.caller.due()) => {}
             }
         }
     }

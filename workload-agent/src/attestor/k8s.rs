@@ -2,14 +2,7 @@
 //! Trusts the levels that the kubelet and the container runtime made, and whoever may write above them: node root.
 //! Never looks for a pod deeper than where kubelet puts one: a container may make cgroups of any name below its own.
 
-use std::{fs::File, io, io::Read};
-
 use mesh_identity::Selector;
-
-use super::{AttestError, process::Process};
-
-/// The most of a cgroup file that is read: 14 lines of a path each.
-const LONGEST: u64 = 64 * 1024;
 
 /// The container that a process is in.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,36 +50,16 @@ impl K8sAttestor {
         Self { prefix }
     }
 
-    /// The facts of a process, none if it is in no pod. Blocks while it reads a file of the kernel.
-    ///
-    /// # Errors
-    /// When the process is gone, or its file cannot be read.
-    pub(super) fn attest(
-        &self,
-        process: &Process,
-    ) -> Result<Result<Vec<Selector>, NotAPodProcess>, AttestError> {
-        let mut text = String::new();
-        let read = File::open(format!("/proc/{}/cgroup", process.pid()))
-            .and_then(|file| file.take(LONGEST).read_to_string(&mut text));
-        // Asked last: what was read belongs to this process only if it still lives now.
-        if !process.is_alive() {
-            return Err(AttestError::Gone);
-        }
-        match read {
-            Ok(_) => Ok(self.find(&text).map(|found| {
-                found.map_or_else(Vec::new, |found| {
-                    vec![
-                        selector("pod-uid", &found.pod_uid),
-                        selector("container-id", &found.container_id),
-                    ]
-                })
-            })),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(AttestError::Gone),
-            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                Ok(Err(NotAPodProcess::Form))
-            }
-            Err(error) => Err(AttestError::Unreadable(error)),
-        }
+    /// The facts of a process with this cgroup file, none if it is in no pod.
+    pub(super) fn facts(&self, cgroup: &[u8]) -> Result<Vec<Selector>, NotAPodProcess> {
+        let text = std::str::from_utf8(cgroup).map_err(|_| NotAPodProcess::Form)?;
+        let found = self.find(text)?.map(|found| {
+            vec![
+                selector("pod-uid", &found.pod_uid),
+                selector("container-id", &found.container_id),
+            ]
+        });
+        Ok(found.unwrap_or_default())
     }
 
     /// The pod and container that a cgroup file names. On hosts with several hierarchies those that name one must agree; a

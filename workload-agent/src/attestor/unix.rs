@@ -1,4 +1,4 @@
-//! Decides the facts `unix:{uid,gid,user,group,supplementary_gid,path,sha256}` of a process.
+//! Decides the facts `unix:{uid,gid,user,group,supplementary_gid,supplementary_group,path,sha256}` of a process.
 //! Trusts fields that only the kernel writes. Never reads what a process writes about itself (its name, arguments, environment)
 //! and never names a path that the agent does not itself see to be that file.
 
@@ -17,7 +17,11 @@ use std::{
 use mesh_identity::Selector;
 use nix::unistd::{Gid, Group, Uid, User};
 
-use super::{AttestError, Attestation, Failed, Wanted, process::Process};
+use super::{
+    Attestation, Failed, Wanted,
+    glance::{FileKey, Glance},
+    process::Process,
+};
 
 /// Files whose digest is remembered.
 const REMEMBERED: usize = 1024;
@@ -49,57 +53,35 @@ impl UnixAttestor {
         }
     }
 
-    /// Blocks while it reads files.
-    pub(super) fn attest(
-        &self,
-        subject: &Subject,
-        wanted: Wanted,
-    ) -> Result<Attestation, AttestError> {
-        // A process may run another program while we look (M10 b). Its facts must be of one program, so look again;
-        // one that never rests gets nothing.
-        for _ in 0..3 {
-            if let Some(found) = self.look_once(subject, wanted)? {
-                return Ok(found);
-            }
-        }
-        Err(AttestError::Restless)
-    }
-
-    fn look_once(
-        &self,
-        subject: &Subject,
-        wanted: Wanted,
-    ) -> Result<Option<Attestation>, AttestError> {
-        let process = &subject.process;
-        let before = Glance::at(process)?;
+    /// The facts of a process that was glanced at; they count only if it is still the same afterwards. Blocks while it reads files.
+    pub(super) fn facts(&self, subject: &Subject, seen: &Glance, wanted: Wanted) -> Attestation {
         let mut found = Attestation {
             facts: BTreeSet::new(),
             failed: Vec::new(),
         };
-        let status = Status::of(process)?;
+        let status = &seen.status;
         let (uid, gid) = (
             subject.uid.unwrap_or(status.euid),
             subject.gid.unwrap_or(status.egid),
         );
         found.add("uid", &uid.to_string());
         found.add("gid", &gid.to_string());
-        for group in status.groups.iter().take(MOST_GROUPS) {
-            found.add("supplementary_gid", &group.to_string());
-        }
         // Names come from the node's user database; a uid without a name is no failure.
         match User::from_uid(Uid::from_raw(uid)) {
             Ok(Some(user)) => found.add("user", &user.name),
             Ok(None) => {}
             Err(errno) => found.fail("unix:user", errno.to_string()),
         }
-        match Group::from_gid(Gid::from_raw(gid)) {
-            Ok(Some(group)) => found.add("group", &group.name),
-            Ok(None) => {}
-            Err(errno) => found.fail("unix:group", errno.to_string()),
+        found.add_group("group", "unix:group", gid);
+        for group in status.groups.iter().take(MOST_GROUPS) {
+            found.add("supplementary_gid", &group.to_string());
+            // One question to the user database for each, so only if an entry asks.
+            if wanted.group_names {
+                found.add_group("supplementary_group", "unix:supplementary_group", *group);
+            }
         }
-        self.program(process, wanted, &mut found);
-        let after = Glance::at(process)?;
-        Ok((before == after).then_some(found))
+        self.program(&subject.process, wanted, &mut found);
+        found
     }
 
     /// Path and digest, both of the one file that is opened here.
@@ -185,6 +167,15 @@ impl Attestation {
         }
     }
 
+    /// The name of a group, if it has one.
+    fn add_group(&mut self, name: &str, attestor: &'static str, gid: u32) {
+        match Group::from_gid(Gid::from_raw(gid)) {
+            Ok(Some(group)) => self.add(name, &group.name),
+            Ok(None) => {}
+            Err(errno) => self.fail(attestor, errno.to_string()),
+        }
+    }
+
     fn fail(&mut self, name: &'static str, reason: String) {
         self.failed.push(Failed { name, reason });
     }
@@ -219,118 +210,6 @@ fn utf8(path: PathBuf) -> Result<String, String> {
             "the program's path is not UTF-8 ({} bytes)",
             path.as_os_str().as_bytes().len()
         )),
-    }
-}
-
-/// What must not change while we look: the process is alive, started when it did, and runs the same file.
-#[derive(Debug, PartialEq, Eq)]
-struct Glance {
-    started: u64,
-    program: Option<(u64, u64)>,
-}
-
-impl Glance {
-    fn at(process: &Process) -> Result<Self, AttestError> {
-        let glance = fs::read(format!("/proc/{}/stat", process.pid())).map(|stat| {
-            let program = fs::metadata(format!("/proc/{}/exe", process.pid()))
-                .ok()
-                .map(|meta| (meta.dev(), meta.ino()));
-            (start_time(&stat), program)
-        });
-        // Asked last: what was read belongs to this process only if it still lives now.
-        if !process.is_alive() {
-            return Err(AttestError::Gone);
-        }
-        match glance {
-            Ok((Some(started), program)) => Ok(Self { started, program }),
-            Ok((None, _)) => Err(AttestError::Unreadable(io::Error::other(
-                "its stat file has another form",
-            ))),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(AttestError::Gone),
-            Err(error) => Err(AttestError::Unreadable(error)),
-        }
-    }
-}
-
-/// Field 22 of /proc/PID/stat. The name in field 2 is the process's own choice and may hold `)`, blanks and line feeds:
-/// the kernel's fields begin after the last parenthesis.
-fn start_time(stat: &[u8]) -> Option<u64> {
-    let end = stat.iter().rposition(|byte| *byte == b')')?;
-    let rest = std::str::from_utf8(&stat[end + 1..]).ok()?;
-    rest.split_ascii_whitespace().nth(19)?.parse().ok()
-}
-
-/// The lines of /proc/PID/status that only the kernel writes.
-#[derive(Debug, PartialEq, Eq)]
-struct Status {
-    euid: u32,
-    egid: u32,
-    groups: Vec<u32>,
-}
-
-impl Status {
-    fn of(process: &Process) -> Result<Self, AttestError> {
-        match fs::read(format!("/proc/{}/status", process.pid())) {
-            Ok(text) => Self::parse(&text).ok_or_else(|| {
-                AttestError::Unreadable(io::Error::other("its status file has another form"))
-            }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(AttestError::Gone),
-            Err(error) => Err(AttestError::Unreadable(error)),
-        }
-    }
-
-    fn parse(text: &[u8]) -> Option<Self> {
-        // The first line is the process's name. The kernel escapes line feeds in it, so it stays one line; it is skipped.
-        let text = String::from_utf8_lossy(text);
-        let mut lines = text.lines();
-        lines.next()?.strip_prefix("Name:")?;
-        let (mut uid, mut gid, mut groups) = (None, None, None);
-        for line in lines {
-            let Some((key, value)) = line.split_once(':') else {
-                continue;
-            };
-            let numbers = || {
-                value
-                    .split_ascii_whitespace()
-                    .map(str::parse)
-                    .collect::<Result<Vec<u32>, _>>()
-                    .ok()
-            };
-            match key {
-                "Uid" if uid.is_none() => uid = Some(*numbers()?.get(1)?),
-                "Gid" if gid.is_none() => gid = Some(*numbers()?.get(1)?),
-                "Groups" if groups.is_none() => groups = Some(numbers()?),
-                _ => {}
-            }
-        }
-        Some(Self {
-            euid: uid?,
-            egid: gid?,
-            groups: groups?,
-        })
-    }
-}
-
-/// What a file's content is remembered by. The change time is among them because an owner can set the modification time
-/// but not that one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct FileKey {
-    dev: u64,
-    inode: u64,
-    size: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
-}
-
-impl FileKey {
-    fn of(meta: &fs::Metadata) -> Self {
-        Self {
-            dev: meta.dev(),
-            inode: meta.ino(),
-            size: meta.len(),
-            modified: (meta.mtime(), meta.mtime_nsec()),
-            changed: (meta.ctime(), meta.ctime_nsec()),
-        }
     }
 }
 

@@ -11,6 +11,7 @@ use std::{
 use hyper_util::rt::TokioIo;
 use mesh_identity::TrustDomain;
 use mesh_runtime::{
+    addresses::socket_path,
     cli::{Exit, Output, print},
     errors::{ErrorChain, Report, untrusted},
     files,
@@ -33,7 +34,7 @@ use tonic::{
 };
 
 use super::{ExplainArgs, SocketArgs, show};
-use crate::{NO_IDENTITY, config::socket_path};
+use crate::NO_IDENTITY;
 
 /// More of standard input is not read: no token is longer.
 const LONGEST_TOKEN: u64 = 64 * 1024;

@@ -8,12 +8,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use mesh_runtime::errors::{Coded, untrusted};
+use mesh_runtime::{
+    addresses::socket_path,
+    errors::{Coded, untrusted},
+};
 use nix::sys::signal::Signal;
 use serde::Deserialize;
 
 use super::{arguments, tell::Tell};
-use crate::config::socket_path;
 
 /// The longest file that is read.
 const LONGEST: u64 = 256 * 1024;

@@ -73,7 +73,7 @@ fn an_entry_matches_when_all_its_selectors_are_facts() {
     );
     assert_eq!(matching(&["unix:path:/bin/x"]), Vec::<String>::new());
     assert_eq!(matching(&[]), Vec::<String>::new());
-    assert!(roster.wants_sha256);
+    assert!(roster.wanted.sha256);
 }
 
 #[test]

@@ -11,12 +11,19 @@ use crate::{
 };
 
 async fn run(args: &[&str]) -> Output {
+    run_in(None, args).await
+}
+
+/// With this address of the Workload API in the environment.
+async fn run_in(endpoint: Option<String>, args: &[&str]) -> Output {
     let args: Vec<_> = args.iter().map(|arg| (*arg).to_owned()).collect();
     let work = move || {
-        Command::new(env!("CARGO_BIN_EXE_workload-agent"))
-            .args(args)
-            .env_remove("SPIFFE_ENDPOINT_SOCKET")
-            .output()
+        let mut command = Command::new(env!("CARGO_BIN_EXE_workload-agent"));
+        match endpoint {
+            Some(endpoint) => command.env("SPIFFE_ENDPOINT_SOCKET", endpoint),
+            None => command.env_remove("SPIFFE_ENDPOINT_SOCKET"),
+        };
+        command.args(args).output()
     };
     tokio::task::spawn_blocking(work).await.unwrap().unwrap()
 }
@@ -83,7 +90,26 @@ async fn fetch_writes_files_that_openssl_and_others_can_read() {
 }
 
 #[tokio::test]
-async fn a_token_is_fetched_and_checked_and_a_wrong_one_is_exit_code_three() {
+async fn wep_11_without_an_argument_the_socket_is_that_of_the_environment() {
+    let ca = Ca::start().await;
+    ca.entry("pay", "/pay", &[&my_uid()]);
+    let agent = Agent::start(&ca).await;
+    let here = format!("unix://{}", agent.socket().display());
+    let fetch = ["api", "fetch", "x509"];
+    let done = run_in(Some(here.clone()), &fetch).await;
+    assert!(out(&done).contains("spiffe://dev.test/pay"), "{done:?}");
+    let nowhere = [&fetch[..], &["--socket", "/nowhere/api.sock"]].concat();
+    let argument_first = run_in(Some(here), &nowhere).await;
+    assert_eq!(argument_first.status.code(), Some(4), "{argument_first:?}");
+    for bad in ["tcp://127.0.0.1:1", "unix://host/api.sock", "api.sock"] {
+        let refused = run_in(Some(bad.into()), &fetch).await;
+        assert_eq!(refused.status.code(), Some(2), "{refused:?}");
+        assert!(err(&refused).contains("is not a socket"), "{refused:?}");
+    }
+}
+
+#[tokio::test]
+async fn wapi_50_a_token_is_checked_by_the_agent_and_a_wrong_one_is_exit_code_three() {
     let ca = Ca::start().await;
     ca.entry("pay", "/pay", &[&my_uid()]);
     let agent = Agent::start(&ca).await;
@@ -118,6 +144,11 @@ async fn a_token_is_fetched_and_checked_and_a_wrong_one_is_exit_code_three() {
         let refused = check(audience, token, "table").await;
         assert_eq!(refused.status.code(), Some(3), "{refused:?}");
         assert!(out(&refused).is_empty() && err(&refused).contains("refused"));
+    }
+    let calls = |code: &str| format!("method=\"ValidateJWTSVID\",code=\"{code}\"}} 2");
+    let metrics = agent.metrics().await;
+    for code in ["Ok", "InvalidArgument"] {
+        assert!(metrics.contains(&calls(code)), "{metrics}");
     }
 }
 

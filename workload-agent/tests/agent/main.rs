@@ -8,6 +8,7 @@
 
 mod ca;
 mod cli;
+mod crowd;
 mod delegated;
 mod handover;
 mod helper;
@@ -15,6 +16,7 @@ mod jwt;
 mod lifecycle;
 mod operators;
 mod peers;
+mod pids;
 mod rig;
 mod sds;
 mod workload_api;

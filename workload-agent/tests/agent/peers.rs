@@ -18,6 +18,7 @@ use std::{
 };
 
 use hyper_util::rt::TokioIo;
+use nix::unistd::Gid;
 use proto::{
     convert::workload::X509Context,
     spiffe::workload::{self as wire, spiffe_workload_api_client::SpiffeWorkloadApiClient},
@@ -33,10 +34,10 @@ use tonic::{
 
 use crate::{
     ca::Ca,
-    rig::{Agent, eventually, my_uid, next, with_header},
+    rig::{Agent, eventually, my_uid, next, quiet, raw, with_header},
 };
 
-const ROLE: &str = "AGENT_TEST_HELPER";
+pub(crate) const ROLE: &str = "AGENT_TEST_HELPER";
 
 /// The other process: connects to the agent, hands the connection over, waits for a byte, then does what its role says.
 #[test]
@@ -54,6 +55,9 @@ fn helper() {
         words.next().unwrap(),
         words.next().unwrap(),
     );
+    if then == "regroup" {
+        nix::unistd::setgroups(&[Gid::from_raw(4242)]).unwrap();
+    }
     let to_agent = UnixStream::connect(agent).unwrap();
     let mut to_test = UnixStream::connect(handover).unwrap();
     let fds = [to_agent.as_fd()];
@@ -70,6 +74,11 @@ fn helper() {
     to_test.read_exact(&mut [0]).unwrap();
     match then {
         "exit" => std::process::exit(0),
+        // To groups that every machine has a name for, and that no machine has.
+        "regroup" => {
+            nix::unistd::setgroups(&[Gid::from_raw(1), Gid::from_raw(4243)]).unwrap();
+            std::thread::sleep(Duration::from_secs(600));
+        }
         // The connection stays open across the exec only in the test's copy; that is enough.
         program => {
             let error = Command::new(program).arg("600").exec();
@@ -120,21 +129,7 @@ impl Helper {
 
     /// Its connection, used by us.
     async fn client(&mut self) -> SpiffeWorkloadApiClient<tonic::transport::Channel> {
-        let connection = self.connection.take().unwrap();
-        connection.set_nonblocking(true).unwrap();
-        let mut connection = Some(TokioIo::new(
-            tokio::net::UnixStream::from_std(connection).unwrap(),
-        ));
-        let connector = tower::service_fn(move |_: Uri| {
-            let once = connection.take();
-            async move { once.ok_or_else(|| std::io::Error::other("there is only one connection")) }
-        });
-        SpiffeWorkloadApiClient::new(
-            Endpoint::from_static("http://agent")
-                .connect_with_connector(connector)
-                .await
-                .unwrap(),
-        )
+        over(self.connection.take().unwrap()).await.unwrap()
     }
 
     fn go_on(&mut self) {
@@ -153,7 +148,7 @@ impl Drop for Helper {
     }
 }
 
-fn receive_fd(line: &UnixStream) -> UnixStream {
+pub(crate) fn receive_fd(line: &UnixStream) -> UnixStream {
     let mut byte = [0];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
@@ -171,7 +166,24 @@ fn receive_fd(line: &UnixStream) -> UnixStream {
     UnixStream::from(fd.unwrap())
 }
 
-async fn open(
+/// A client on a connection that somebody else made.
+pub(crate) async fn over(
+    connection: UnixStream,
+) -> Result<SpiffeWorkloadApiClient<tonic::transport::Channel>, tonic::transport::Error> {
+    connection.set_nonblocking(true).unwrap();
+    let mut connection = Some(TokioIo::new(
+        tokio::net::UnixStream::from_std(connection).unwrap(),
+    ));
+    let connector = tower::service_fn(move |_: Uri| {
+        let once = connection.take();
+        async move { once.ok_or_else(|| std::io::Error::other("there is only one connection")) }
+    });
+    let endpoint = Endpoint::from_static("http://agent");
+    let channel = endpoint.connect_with_connector(connector).await?;
+    Ok(SpiffeWorkloadApiClient::new(channel))
+}
+
+pub(crate) async fn open(
     client: &mut SpiffeWorkloadApiClient<tonic::transport::Channel>,
 ) -> Result<Streaming<wire::X509svidResponse>, Status> {
     Ok(client
@@ -180,7 +192,20 @@ async fn open(
         .into_inner())
 }
 
-fn paths(context: &X509Context) -> Vec<String> {
+/// The stream, as soon as the caller has an identity.
+async fn opened(
+    client: &mut SpiffeWorkloadApiClient<tonic::transport::Channel>,
+) -> Streaming<wire::X509svidResponse> {
+    let mut stream = None;
+    eventually("it has its identity", async || {
+        stream = open(client).await.ok();
+        stream.is_some()
+    })
+    .await;
+    stream.unwrap()
+}
+
+pub(crate) fn paths(context: &X509Context) -> Vec<String> {
     context
         .identities()
         .iter()
@@ -188,7 +213,7 @@ fn paths(context: &X509Context) -> Vec<String> {
         .collect()
 }
 
-fn is_root(what: &str) -> bool {
+pub(crate) fn is_root(what: &str) -> bool {
     let root = nix::unistd::geteuid().is_root();
     if !root {
         println!("skipped: {what} needs root");
@@ -290,13 +315,7 @@ async fn ag_01_a_process_that_became_another_program_gets_no_new_key_of_the_firs
     let sleep = Path::new("/bin/sleep").canonicalize().unwrap();
     let mut helper = Helper::start(&agent, uid, sleep.to_str().unwrap());
     let mut client = helper.client().await;
-    let mut stream = None;
-    eventually("the first program has its identity", async || {
-        stream = open(&mut client).await.ok();
-        stream.is_some()
-    })
-    .await;
-    let mut stream = stream.unwrap();
+    let mut stream = opened(&mut client).await;
     assert_eq!(paths(&next(&mut stream).await.unwrap()), ["/first"]);
     helper.go_on();
     eventually("the second program runs", async || helper.runs(&sleep)).await;
@@ -309,6 +328,104 @@ async fn ag_01_a_process_that_became_another_program_gets_no_new_key_of_the_firs
         Code::PermissionDenied
     );
     assert!(helper.program.exists());
+}
+
+#[tokio::test]
+async fn ag_01_a_process_that_became_another_program_loses_its_stream_though_nothing_else_changed()
+{
+    let ca = Ca::start().await;
+    let agent = Agent::start(&ca).await;
+    let helper_path = format!("unix:path:{}", agent.dir.path().join("helper").display());
+    ca.entry("first", "/first", &[&helper_path]);
+    let uid = nix::unistd::geteuid().as_raw();
+    let sleep = Path::new("/bin/sleep").canonicalize().unwrap();
+    let mut helper = Helper::start(&agent, uid, sleep.to_str().unwrap());
+    let mut client = helper.client().await;
+    let mut stream = opened(&mut client).await;
+    assert_eq!(paths(&next(&mut stream).await.unwrap()), ["/first"]);
+    let asked = wire::X509BundlesRequest {};
+    let bundles = client.fetch_x509_bundles(with_header(asked)).await;
+    let mut bundles = bundles.unwrap().into_inner();
+    raw(&mut bundles).await.unwrap();
+    // For longer than a glance takes to come: a process that stays what it is keeps its stream, and is told nothing twice.
+    assert!(quiet(&mut stream, Duration::from_secs(6)).await);
+
+    helper.go_on();
+    let started = tokio::time::Instant::now();
+    let status = next(&mut stream).await.unwrap_err();
+    assert_eq!(status.code(), Code::PermissionDenied, "{status}");
+    let status = raw(&mut bundles).await.unwrap_err();
+    assert_eq!(status.code(), Code::PermissionDenied, "{status}");
+    assert!(
+        started.elapsed() < Duration::from_secs(10),
+        "{:?}",
+        started.elapsed()
+    );
+    assert!(helper.runs(&sleep), "it lives, as another program");
+}
+
+#[tokio::test]
+async fn ag_01_a_process_that_became_another_program_with_an_identity_gets_that_one_in_place_of_its_own()
+ {
+    let ca = Ca::start().await;
+    let agent = Agent::start(&ca).await;
+    let helper_path = format!("unix:path:{}", agent.dir.path().join("helper").display());
+    let sleep = Path::new("/bin/sleep").canonicalize().unwrap();
+    ca.entry("first", "/first", &[&helper_path]);
+    ca.entry(
+        "second",
+        "/second",
+        &[&format!("unix:path:{}", sleep.display())],
+    );
+    let uid = nix::unistd::geteuid().as_raw();
+    let mut helper = Helper::start(&agent, uid, sleep.to_str().unwrap());
+    let mut client = helper.client().await;
+    let mut stream = opened(&mut client).await;
+    assert_eq!(paths(&next(&mut stream).await.unwrap()), ["/first"]);
+    helper.go_on();
+    assert_eq!(paths(&next(&mut stream).await.unwrap()), ["/second"]);
+}
+
+#[tokio::test]
+async fn a_process_that_changes_its_groups_is_judged_again_by_number_and_by_name() {
+    if !is_root("setgroups") {
+        return;
+    }
+    let Ok(Some(named)) = nix::unistd::Group::from_gid(Gid::from_raw(1)) else {
+        println!("skipped: group 1 has no name on this machine");
+        return;
+    };
+    let ca = Ca::start().await;
+    let agent = Agent::start(&ca).await;
+    ca.entry("a", "/before", &["unix:supplementary_gid:4242"]);
+    let mut helper = Helper::start(&agent, 0, "regroup");
+    let mut client = helper.client().await;
+    let mut stream = opened(&mut client).await;
+    assert_eq!(paths(&next(&mut stream).await.unwrap()), ["/before"]);
+    // The first entry that asks for the name of a supplementary group: the process is looked at again for it.
+    let name = format!("unix:supplementary_group:{}", named.name);
+    ca.entry("b", "/named", &[&name]);
+    assert!(quiet(&mut stream, Duration::from_millis(500)).await);
+    helper.go_on();
+    assert_eq!(paths(&next(&mut stream).await.unwrap()), ["/named"]);
+    ca.entry("c", "/both", &[&name, "unix:supplementary_gid:4243"]);
+    let both = next(&mut stream).await.unwrap();
+    assert_eq!(paths(&both), ["/named", "/both"]);
+}
+
+#[tokio::test]
+async fn an_entry_that_asks_for_a_fact_nobody_asked_for_before_reaches_open_streams() {
+    let ca = Ca::start().await;
+    ca.entry("a", "/any", &[&my_uid()]);
+    let agent = Agent::start(&ca).await;
+    let mut stream = agent.svids().await.unwrap();
+    assert_eq!(paths(&next(&mut stream).await.unwrap()), ["/any"]);
+    let program = std::fs::read(std::env::current_exe().unwrap()).unwrap();
+    let digest = ring::digest::digest(&ring::digest::SHA256, &program);
+    let digest: String = digest.as_ref().iter().map(|b| format!("{b:02x}")).collect();
+    ca.entry("b", "/this", &[&format!("unix:sha256:{digest}")]);
+    let both = next(&mut stream).await.unwrap();
+    assert_eq!(paths(&both), ["/any", "/this"]);
 }
 
 #[tokio::test]

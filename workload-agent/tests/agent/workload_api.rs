@@ -210,6 +210,36 @@ async fn wep_19_wapi_20_without_identity_permission_denied_and_nothing_but_a_cod
 }
 
 #[tokio::test]
+async fn ag_12_without_an_entry_it_is_no_at_once_and_when_the_entry_goes_the_stream_ends_and_tells_nothing()
+ {
+    let ca = Ca::start().await;
+    let agent = Agent::start(&ca).await;
+    let asked = tokio::time::Instant::now();
+    let refused = agent.fetch().await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    assert!(asked.elapsed() < Duration::from_secs(1));
+
+    ca.entry("pay", "/pay", &[&my_uid()]);
+    crate::rig::eventually("the entry is there", async || agent.fetch().await.is_ok()).await;
+    let (mut svids, mut bundles) = (agent.svids().await.unwrap(), agent.bundles().await.unwrap());
+    next(&mut svids).await.unwrap();
+    raw(&mut bundles).await.unwrap();
+    ca.remove_entry("pay");
+    // A message, also an empty one, would come out here in place of the status.
+    let ends = [
+        next(&mut svids).await.map(drop),
+        raw(&mut bundles).await.map(drop),
+    ];
+    for end in ends {
+        assert_eq!(end.unwrap_err().code(), Code::PermissionDenied);
+    }
+    assert_eq!(
+        agent.fetch().await.unwrap_err().code(),
+        Code::PermissionDenied
+    );
+}
+
+#[tokio::test]
 async fn wapi_01_the_x509_and_the_jwt_profile_are_served() {
     let (ca, agent) = with_one_entry().await;
     let mut client = agent.client().await;

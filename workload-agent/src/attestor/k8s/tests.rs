@@ -2,7 +2,10 @@
 
 use proptest::prelude::*;
 
-use super::*;
+use super::{
+    super::{AttestError, glance::Glance, process::Process},
+    *,
+};
 
 const UID: &str = "6b2a6f0c-0b4c-4b5e-9d43-3f2f7a1c9e10";
 const VICTIM: &str = "00000000-1111-2222-3333-444444444444";
@@ -283,7 +286,7 @@ async fn a_process_of_a_pods_cgroup_gets_the_facts_and_one_that_is_gone_gets_non
         .unwrap();
     std::fs::write(cgroup.leaf.join("cgroup.procs"), child.id().to_string()).unwrap();
     let process = Process::open(i32::try_from(child.id()).unwrap()).unwrap();
-    let facts = node().attest(&process).unwrap().unwrap();
+    let facts = node().facts(&Glance::at(&process).unwrap().cgroup).unwrap();
     let expected = [
         selector("pod-uid", &cgroup.uid),
         selector("container-id", &id()),
@@ -291,7 +294,7 @@ async fn a_process_of_a_pods_cgroup_gets_the_facts_and_one_that_is_gone_gets_non
     assert_eq!(facts, expected);
     child.kill().unwrap();
     child.wait().unwrap();
-    assert!(matches!(node().attest(&process), Err(AttestError::Gone)));
+    assert!(matches!(Glance::at(&process), Err(AttestError::Gone)));
 }
 
 /// A pod's place in the real tree, removed when dropped.

@@ -7,7 +7,10 @@ use std::{
     process::{Child, Command},
 };
 
-use super::*;
+use super::{
+    super::{AttestError, find, k8s::K8sAttestor},
+    *,
+};
 
 const LIMIT: u64 = 1 << 30;
 
@@ -17,6 +20,14 @@ fn subject(pid: u32) -> Subject {
         uid: None,
         gid: None,
     }
+}
+
+fn attest(
+    unix: &UnixAttestor,
+    subject: &Subject,
+    wanted: Wanted,
+) -> Result<Attestation, AttestError> {
+    find(unix, &K8sAttestor::on_this_node(), subject, wanted).map(|(found, _)| found)
 }
 
 fn values<'a>(found: &'a Attestation, name: &str) -> Vec<&'a str> {
@@ -53,9 +64,12 @@ impl Drop for Running {
 
 #[tokio::test]
 async fn this_process_is_found_with_uid_gid_path_and_digest() {
-    let found = UnixAttestor::new(LIMIT)
-        .attest(&subject(std::process::id()), Wanted::ALL)
-        .unwrap();
+    let found = attest(
+        &UnixAttestor::new(LIMIT),
+        &subject(std::process::id()),
+        Wanted::ALL,
+    )
+    .unwrap();
     assert_eq!(values(&found, "uid"), [nix::unistd::geteuid().to_string()]);
     assert_eq!(values(&found, "gid"), [nix::unistd::getegid().to_string()]);
     let exe = std::env::current_exe().unwrap().canonicalize().unwrap();
@@ -70,9 +84,7 @@ async fn this_process_is_found_with_uid_gid_path_and_digest() {
 async fn the_uid_of_the_socket_counts_and_not_the_one_in_proc() {
     let mut subject = subject(std::process::id());
     (subject.uid, subject.gid) = (Some(4242), Some(4243));
-    let found = UnixAttestor::new(LIMIT)
-        .attest(&subject, Wanted { sha256: false })
-        .unwrap();
+    let found = attest(&UnixAttestor::new(LIMIT), &subject, Wanted::default()).unwrap();
     assert_eq!(
         (values(&found, "uid"), values(&found, "gid")),
         (vec!["4242"], vec!["4243"])
@@ -87,7 +99,7 @@ async fn a_process_that_has_exited_is_nobody() {
     let gone = subject(running.0.id());
     drop(running);
     assert!(matches!(
-        UnixAttestor::new(LIMIT).attest(&gone, Wanted::ALL),
+        attest(&UnixAttestor::new(LIMIT), &gone, Wanted::ALL),
         Err(AttestError::Gone)
     ));
 }
@@ -111,7 +123,7 @@ async fn a_zombie_is_nobody() {
         gid: None,
     };
     assert!(matches!(
-        UnixAttestor::new(LIMIT).attest(&subject, Wanted::ALL),
+        attest(&UnixAttestor::new(LIMIT), &subject, Wanted::ALL),
         Err(AttestError::Gone)
     ));
     child.wait().unwrap();
@@ -123,17 +135,13 @@ async fn a_program_that_was_replaced_or_deleted_has_no_path_but_keeps_its_digest
     let program = dir.path().join("program");
     let running = sleeper(&program);
     let attestor = UnixAttestor::new(LIMIT);
-    let before = attestor
-        .attest(&subject(running.0.id()), Wanted::ALL)
-        .unwrap();
+    let before = attest(&attestor, &subject(running.0.id()), Wanted::ALL).unwrap();
     assert_eq!(values(&before, "path").len(), 1);
 
     let other = dir.path().join("other");
     std::fs::copy("/bin/true", &other).unwrap();
     std::fs::rename(&other, &program).unwrap();
-    let replaced = attestor
-        .attest(&subject(running.0.id()), Wanted::ALL)
-        .unwrap();
+    let replaced = attest(&attestor, &subject(running.0.id()), Wanted::ALL).unwrap();
     assert!(values(&replaced, "path").is_empty());
     assert!(
         replaced
@@ -150,9 +158,7 @@ async fn a_program_that_was_replaced_or_deleted_has_no_path_but_keeps_its_digest
     );
 
     std::fs::remove_file(&program).unwrap();
-    let deleted = attestor
-        .attest(&subject(running.0.id()), Wanted::ALL)
-        .unwrap();
+    let deleted = attest(&attestor, &subject(running.0.id()), Wanted::ALL).unwrap();
     assert!(
         values(&deleted, "path").is_empty(),
         "not even with the kernel's ` (deleted)`"
@@ -167,17 +173,23 @@ async fn a_file_named_as_the_kernel_names_deleted_ones_is_not_the_deleted_one() 
     std::fs::rename(&program, dir.path().join("moved")).unwrap();
     std::fs::remove_file(dir.path().join("moved")).unwrap();
     std::fs::copy("/bin/true", dir.path().join("program (deleted)")).unwrap();
-    let found = UnixAttestor::new(LIMIT)
-        .attest(&subject(running.0.id()), Wanted::ALL)
-        .unwrap();
+    let found = attest(
+        &UnixAttestor::new(LIMIT),
+        &subject(running.0.id()),
+        Wanted::ALL,
+    )
+    .unwrap();
     assert!(values(&found, "path").is_empty());
 }
 
 #[tokio::test]
 async fn a_program_larger_than_the_limit_has_no_digest() {
-    let found = UnixAttestor::new(1024)
-        .attest(&subject(std::process::id()), Wanted::ALL)
-        .unwrap();
+    let found = attest(
+        &UnixAttestor::new(1024),
+        &subject(std::process::id()),
+        Wanted::ALL,
+    )
+    .unwrap();
     assert!(values(&found, "sha256").is_empty());
     assert!(
         found.failed[0].reason.contains("more than the 1024"),
@@ -228,44 +240,6 @@ fn remembered_digests_are_bounded() {
     );
 }
 
-#[test]
-fn ag_09_a_process_name_cannot_forge_the_fields_of_stat() {
-    // comm is `x) S 1 (y`, with a line feed and a parenthesis of its own.
-    let mut stat = b"4711 (x) S 1\n (y) R 1 2 3".to_vec();
-    stat.extend_from_slice(b" 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 987654 20 21\n");
-    assert_eq!(start_time(&stat), Some(987_654));
-    assert_eq!(start_time(b"no parenthesis"), None);
-    assert_eq!(start_time(b"1 (short) R 1 2"), None);
-    assert_eq!(start_time(b"1 (x) \xff\xfe"), None);
-}
-
-#[test]
-fn ag_09_a_process_name_cannot_forge_the_lines_of_status() {
-    let status = b"Name:\tUid:\\n0 0 0 0\nState:\tR\nUid:\t1000\t1001\t1002\t1003\nGid:\t5\t6\t7\t8\nGroups:\t6 100 \n";
-    assert_eq!(
-        Status::parse(status),
-        Some(Status {
-            euid: 1001,
-            egid: 6,
-            groups: vec![6, 100]
-        })
-    );
-    assert_eq!(
-        Status::parse(b"Uid:\t0\t0\t0\t0\nName:\tx\n"),
-        None,
-        "the first line must be the name's"
-    );
-    assert_eq!(
-        Status::parse(b"Name:\tx\nUid:\t-1\t0\t0\t0\nGid:\t0\t0\t0\t0\nGroups:\n"),
-        None
-    );
-    assert_eq!(
-        Status::parse(b"Name:\tx\nUid:\t1\t1\t1\t1\n"),
-        None,
-        "a part is missing"
-    );
-}
-
 #[tokio::test]
 async fn ag_09_the_own_name_of_a_process_is_no_fact() {
     std::fs::write(
@@ -273,9 +247,12 @@ async fn ag_09_the_own_name_of_a_process_is_no_fact() {
         "x) kubepods",
     )
     .unwrap();
-    let found = UnixAttestor::new(LIMIT)
-        .attest(&subject(std::process::id()), Wanted::ALL)
-        .unwrap();
+    let found = attest(
+        &UnixAttestor::new(LIMIT),
+        &subject(std::process::id()),
+        Wanted::ALL,
+    )
+    .unwrap();
     assert!(
         !found
             .facts
@@ -315,9 +292,12 @@ async fn a_path_in_mounts_of_its_own_is_no_fact() {
         println!("skipped: this user may not make a mount namespace");
         return;
     }
-    let found = UnixAttestor::new(LIMIT)
-        .attest(&subject(running.0.id()), Wanted::ALL)
-        .unwrap();
+    let found = attest(
+        &UnixAttestor::new(LIMIT),
+        &subject(running.0.id()),
+        Wanted::ALL,
+    )
+    .unwrap();
     assert!(
         values(&found, "path").is_empty(),
         "the kernel says {shown:?}, and the agent sees another file there"
