@@ -10,7 +10,7 @@ use anyhow::Context as _;
 use http::StatusCode;
 use mesh_policy::Protocol as PolicyProtocol;
 use mesh_runtime::accept;
-use mesh_runtime::addresses::Addresses;
+use mesh_runtime::addresses::{Addresses, socket_path};
 use mesh_runtime::admin::{Admin, Answer, Ask};
 use mesh_runtime::audit::AuditLog;
 use mesh_runtime::clock::Clock;
@@ -27,7 +27,7 @@ use crate::connections::Proofs;
 use crate::explanations::{Explanations, KEPT};
 use crate::feed::Feed;
 use crate::http::pool::{Pool, Target};
-use crate::identity::{self, Source};
+use crate::identity::Source;
 use crate::inbound::{self, InboundDoor};
 use crate::metrics::ProxyMetrics;
 use crate::outbound::{self, OutboundDoor};
@@ -337,7 +337,7 @@ fn start_identity(
     readiness: &Readiness,
     tasks: &Tasks,
 ) -> anyhow::Result<()> {
-    let socket = identity::socket_path(&config.workload_api.socket)
+    let socket = socket_path(&config.workload_api.socket)
         .context("no Workload API: set workloadApi.socket or SPIFFE_ENDPOINT_SOCKET to unix:///path/of/agent.sock")?;
     let source = Source {
         socket,

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use mesh_identity::SpiffeId;
+use mesh_runtime::addresses::socket_path;
 use mesh_runtime::config::{ByteSize, Config, Findings, HumanDuration};
 use mesh_runtime::telemetry::{LogOptions, OtlpOptions};
 use schemars::JsonSchema;
@@ -275,8 +276,7 @@ impl Config for ProxyConfig {
     fn check(&self, found: &mut Findings) {
         self.check_doors(found);
         self.check_limits(found);
-        if !self.workload_api.socket.is_empty()
-            && crate::identity::socket_path(&self.workload_api.socket).is_none()
+        if !self.workload_api.socket.is_empty() && socket_path(&self.workload_api.socket).is_none()
         {
             found.problem_with_hint(
                 "FNL3060",

@@ -1,8 +1,10 @@
 //! The identity of this proxy: frames of the SPIFFE Workload API, each taken whole or refused, published as a `TlsIdentity`.
 //! Trusts the socket's owner for what the identity is; checks every frame as a peer would.
-//! Never shows half a frame, and never gives up the last good certificate before it expires by itself; trust that is withdrawn goes at once.
+//! Never shows half a frame, and never gives up the last good certificate before it expires by itself while nobody answers; what is
+//! withdrawn, trust or the identity, goes at once.
 
 use std::convert::Infallible;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -10,7 +12,7 @@ use hyper_util::rt::TokioIo;
 use mesh_identity::{Bundle, BundleError, BundleSet, SpiffeId, SvidError, TrustDomain, X509Svid};
 use mesh_runtime::clock::Clock;
 use mesh_runtime::errors::Coded;
-use mesh_runtime::readiness::Part;
+use mesh_runtime::readiness::{Part, ReadyPart};
 use mesh_runtime::tasks::Stop;
 use mesh_runtime::telemetry::Repetition;
 use mesh_tls::{IdentityCell, PrivateKey, TlsIdentity, TlsIdentityError};
@@ -18,6 +20,7 @@ use proto::spiffe::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient
 use proto::spiffe::workload::{X509svid, X509svidRequest, X509svidResponse};
 use tokio::net::UnixStream;
 use tokio::sync::watch;
+use tonic::Code;
 use tonic::metadata::MetadataValue;
 use tonic::transport::{Channel, Endpoint, Uri};
 
@@ -27,6 +30,8 @@ use crate::metrics::ProxyMetrics;
 const SECURITY_HEADER: &str = "workload.spiffe.io";
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// How often it is looked whether another server took the place of one that said no for good.
+const LOOK_FOR_ANOTHER: Duration = Duration::from_secs(1);
 /// A frame with a hundred bundles is far below this.
 const LARGEST_FRAME: usize = 4 * 1024 * 1024;
 
@@ -51,6 +56,19 @@ pub enum IdentityError {
     /// A frame was refused whole; the identity in use stays.
     #[error("a frame of the Workload API is refused")]
     Frame(#[source] FrameError),
+}
+
+impl IdentityError {
+    /// Whether it says that there is no identity for this process, and not only that none can be had now.
+    fn is_withdrawal(&self) -> bool {
+        matches!(self, Self::Answer(status) if status.code() == Code::PermissionDenied)
+    }
+
+    /// Whether the same server will say the same again: it does not know the request (SPIFFE Workload Endpoint, sections 5 and 6).
+    fn is_final(&self) -> bool {
+        matches!(self, Self::Answer(status)
+            if matches!(status.code(), Code::InvalidArgument | Code::Unimplemented))
+    }
 }
 
 impl Coded for IdentityError {
@@ -104,16 +122,6 @@ pub enum FrameError {
     Unusable(#[source] TlsIdentityError),
 }
 
-/// The path in `unix:///a`, `unix:/a` or `/a`.
-pub(crate) fn socket_path(text: &str) -> Option<PathBuf> {
-    let path = text
-        .strip_prefix("unix://")
-        .or_else(|| text.strip_prefix("unix:"))
-        .unwrap_or(text);
-    let path = Path::new(path);
-    path.is_absolute().then(|| path.to_owned())
-}
-
 /// Where the identity comes from, and where it goes.
 pub(crate) struct Source {
     pub(crate) socket: PathBuf,
@@ -123,21 +131,63 @@ pub(crate) struct Source {
     pub(crate) publish: watch::Sender<Option<IdentityCell>>,
 }
 
+/// Tells whether there is an identity to work with.
+struct Ready {
+    /// Until there is a first one.
+    first: Option<Part>,
+    /// From then on.
+    since: Option<ReadyPart>,
+}
+
+impl Ready {
+    fn wait_for(&self, reason: &str) {
+        if let Some(part) = &self.first {
+            part.waiting_for(reason);
+        }
+    }
+
+    fn yes(&mut self) {
+        if let Some(part) = self.first.take() {
+            self.since = Some(part.done());
+        } else if let Some(part) = &self.since {
+            part.ready_again();
+        }
+    }
+
+    fn no(&self, reason: &str) {
+        if let Some(part) = &self.since {
+            part.not_ready(reason);
+        }
+    }
+}
+
 impl Source {
     /// Follows the stream until stopped; reconnects with a growing pause.
     pub(crate) async fn run(self, ready: Part, stop: Stop) -> Result<(), Infallible> {
-        let mut ready = Some(ready);
+        let mut ready = Ready {
+            first: Some(ready),
+            since: None,
+        };
         let trouble = Repetition::new("workload-api");
         let mut pause = FIRST_PAUSE;
         loop {
+            let server = socket_file(&self.socket);
             let follow = self.follow(&mut ready, &trouble, &mut pause);
             let Some(error) = stop.unless_stopped(follow).await else {
                 return Ok(());
             };
             trouble.failed(&error);
             self.metrics.identity_failed(error.code());
-            if let Some(part) = &ready {
-                part.waiting_for("no identity from the Workload API yet");
+            ready.wait_for("no identity from the Workload API yet");
+            if error.is_withdrawal() {
+                self.withdraw(&ready);
+            }
+            if error.is_final() {
+                let Some(()) = stop.unless_stopped(self.another_than(server)).await else {
+                    return Ok(());
+                };
+                pause = FIRST_PAUSE;
+                continue;
             }
             // Up to a quarter more, so that the proxies of a node do not come back in step.
             let jitter = pause.mul_f64(f64::from(fraction()) / 1024.0);
@@ -152,10 +202,33 @@ impl Source {
         }
     }
 
+    /// Waits until there is another socket than the one that said no for good. The same server would say the same again, so it
+    /// is not asked (WEP-9, WEP-20); one that is started anew makes a socket of its own.
+    async fn another_than(&self, server: Option<SocketFile>) {
+        while socket_file(&self.socket) == server {
+            self.clock.sleep(LOOK_FOR_ANOTHER).await;
+        }
+    }
+
+    /// The identity in use is not ours any more: no peer is trusted from here on, so none is spoken to and open connections are
+    /// judged again. The next frame brings it back.
+    fn withdraw(&self, ready: &Ready) {
+        let Some(cell) = self.publish.borrow().clone() else {
+            return;
+        };
+        ready.no("the Workload API says that this process has no identity any more");
+        if !cell.current().bundles().is_empty() {
+            cell.replace_bundles(BundleSet::new());
+            tracing::warn!(
+                "the identity was withdrawn: nobody is served or called until there is one again"
+            );
+        }
+    }
+
     /// One connection, until it fails.
     async fn follow(
         &self,
-        ready: &mut Option<Part>,
+        ready: &mut Ready,
         trouble: &Repetition,
         pause: &mut Duration,
     ) -> IdentityError {
@@ -218,7 +291,7 @@ impl Source {
         }
     }
 
-    fn put(&self, identity: TlsIdentity, ready: &mut Option<Part>) {
+    fn put(&self, identity: TlsIdentity, ready: &mut Ready) {
         let (id, serial) = (identity.id().clone(), identity.svid().serial().to_owned());
         let left = identity
             .not_after()
@@ -232,9 +305,7 @@ impl Source {
                 self.publish.send_replace(Some(IdentityCell::new(identity)));
             }
         }
-        if let Some(part) = ready.take() {
-            part.done();
-        }
+        ready.yes();
         tracing::info!(%id, %serial, expires_in_s = left.as_secs(), "identity");
     }
 }
@@ -286,6 +357,14 @@ fn read_bundle(domain: TrustDomain, roots: &[u8]) -> Result<Bundle, FrameError> 
     })
 }
 
+/// What tells one socket at a path from the next: device, inode, and when it was made or moved there.
+type SocketFile = (u64, u64, i64, i64);
+
+fn socket_file(path: &Path) -> Option<SocketFile> {
+    let meta = std::fs::metadata(path).ok()?;
+    Some((meta.dev(), meta.ino(), meta.ctime(), meta.ctime_nsec()))
+}
+
 async fn connect(socket: &Path) -> Result<Channel, IdentityError> {
     let path = socket.to_owned();
     let dial = tower::service_fn(move |_: Uri| {
@@ -307,3 +386,6 @@ async fn connect(socket: &Path) -> Result<Channel, IdentityError> {
 fn fraction() -> u8 {
     uuid::Uuid::new_v4().as_bytes()[0]
 }
+
+#[cfg(test)]
+mod tests;

@@ -16,4 +16,5 @@ mod security_rows;
 mod spire;
 mod spire_upstream;
 mod traces;
+mod workload_rows;
 mod x509pop;

@@ -685,7 +685,7 @@ fn jwt_18_ca_62_only_keys_of_the_use_jwt_svid_are_picked() {
 }
 
 #[test]
-fn jwt_18_a_key_of_an_x509_root_signs_no_token() {
+fn jwt_18_wapi_30_a_key_of_an_x509_root_signs_no_token() {
     let root = Made::root("td");
     let signer = JwtSigner::new(root.authority().subject_key_id());
     let verdict = verify_jwt_svid(

@@ -924,7 +924,7 @@ fn wapi_14_without_a_bundle_for_the_peers_trust_domain_it_is_not_trusted() {
 }
 
 #[test]
-fn fe_05_x509_37_tdb_9_a_bundle_without_roots_trusts_nobody() {
+fn fe_05_x509_37_tdb_9_wapi_52_a_bundle_without_roots_trusts_nobody() {
     let root = Made::root("td");
     let domain: TrustDomain = "td".parse().unwrap();
     let jwt_only = JwtSigner::new("a").bundle("td").to_spiffe_json();
