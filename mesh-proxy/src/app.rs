@@ -7,11 +7,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use http::StatusCode;
 use mesh_policy::Protocol as PolicyProtocol;
 use mesh_runtime::accept;
 use mesh_runtime::addresses::{Addresses, socket_path};
-use mesh_runtime::admin::{Admin, Answer, Ask};
+use mesh_runtime::admin::Admin;
 use mesh_runtime::audit::AuditLog;
 use mesh_runtime::clock::Clock;
 use mesh_runtime::drain::{Drain, DrainWatch, Outcome};
@@ -22,9 +21,9 @@ use mesh_tls::IdentityCell;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
+use crate::admin::Pages;
 use crate::config::{Limits, Outbound, Protocol, ProxyConfig};
-use crate::connections::Proofs;
-use crate::explanations::{Explanations, KEPT};
+use crate::connections::{Proofs, Registry};
 use crate::feed::Feed;
 use crate::http::pool::{Pool, Target};
 use crate::identity::Source;
@@ -98,6 +97,7 @@ struct Parts {
     policies: Policies,
     recorder: Recorder,
     metrics: ProxyMetrics,
+    connections: Registry,
     identity: watch::Receiver<Option<IdentityCell>>,
     drain: DrainWatch,
 }
@@ -132,6 +132,7 @@ impl App {
             policies: policies.clone(),
             recorder: recorder.clone(),
             metrics: metrics.clone(),
+            connections: Registry::new(metrics.clone()),
             identity,
             drain: drain.watch(),
         };
@@ -140,9 +141,16 @@ impl App {
         for door in &config.outbound {
             bind_outbound(door, &parts, &tasks, &mut addresses).await?;
         }
-        let explanations = recorder.explanations().clone();
-        let admin = Admin::new(&readiness, &registry)
-            .route("/explain/", move |ask| explained(&explanations, &ask))
+        let pages = Pages {
+            config: Arc::new(config.clone()),
+            identity: parts.identity.clone(),
+            policies: policies.clone(),
+            connections: parts.connections.clone(),
+            drain: drain.watch(),
+            explanations: recorder.explanations().clone(),
+        };
+        let admin = pages
+            .add_to(Admin::new(&readiness, &registry))
             .bind(config.telemetry.metrics.address)
             .await?;
         addresses.add("metrics", admin.address());
@@ -233,6 +241,7 @@ async fn bind_inbound(
                 parts.clock.clone(),
                 parts.metrics.clone(),
             ),
+            connections: parts.connections.clone(),
             limits: parts.limits.clone(),
             recorder: parts.recorder.clone(),
             metrics: parts.metrics.clone(),
@@ -286,6 +295,7 @@ async fn bind_outbound(
                     parts.clock.clone(),
                     parts.metrics.clone(),
                 ),
+                connections: parts.connections.clone(),
                 limits: parts.limits.clone(),
                 recorder: parts.recorder.clone(),
                 metrics: parts.metrics.clone(),
@@ -373,20 +383,6 @@ fn start_policy(config: &ProxyConfig, parts: &Parts, readiness: &Readiness, task
     };
     let part = readiness.part("policy");
     tasks.spawn("policy", |stop| feed.run(part, stop));
-}
-
-/// `GET /explain/<id>`: why one of the last denials was one.
-fn explained(explanations: &Explanations, ask: &Ask) -> Answer {
-    let id = ask.path.strip_prefix("/explain/").unwrap_or_default();
-    match explanations.find(id) {
-        Some(kept) => Answer::json(&kept),
-        None => Answer::text(
-            StatusCode::NOT_FOUND,
-            format!(
-                "not one of the last {KEPT} denials of this proxy; the access log has its line\n"
-            ),
-        ),
-    }
 }
 
 fn access_log(path: &str) -> anyhow::Result<Option<Box<dyn std::io::Write + Send>>> {

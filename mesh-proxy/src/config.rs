@@ -178,6 +178,8 @@ pub struct Audit {
 pub struct Limits {
     /// Open connections per door; more wait in the kernel.
     pub connections: usize,
+    /// Open connections of one identity at the inbound door, whatever the number of its workloads is.
+    pub connections_per_peer: usize,
     /// Handshakes at the same time.
     pub handshakes: usize,
     /// Longest time of one handshake.
@@ -186,10 +188,14 @@ pub struct Limits {
     pub connect: HumanDuration,
     /// Longest time until the head of a request is there, also between two requests of one connection.
     pub header_read: HumanDuration,
+    /// Longest time in which nothing of a request's body comes, until its answer begins. A gRPC call may be silent for as long as it likes.
+    pub body_idle: HumanDuration,
     /// Largest head of a request.
     pub header_bytes: ByteSize,
     /// Requests at the same time on one HTTP/2 connection.
     pub streams: u32,
+    /// A connection is closed when nothing of an answer that was asked for on it is taken for so long.
+    pub stalled: HumanDuration,
     /// A connection on which nothing happens for so long is closed.
     pub idle: HumanDuration,
 }
@@ -198,12 +204,15 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 4096,
+            connections_per_peer: 1024,
             handshakes: 64,
             handshake: HumanDuration::from_secs(5),
             connect: HumanDuration::from_secs(5),
             header_read: HumanDuration::from_secs(30),
+            body_idle: HumanDuration::from_secs(60),
             header_bytes: ByteSize::from_bytes(64 * 1024),
             streams: 256,
+            stalled: HumanDuration::from_secs(300),
             idle: HumanDuration::from_secs(3600),
         }
     }
@@ -337,12 +346,15 @@ impl ProxyConfig {
         let limits = &self.limits;
         for (field, zero) in [
             ("connections", limits.connections == 0),
+            ("connectionsPerPeer", limits.connections_per_peer == 0),
             ("handshakes", limits.handshakes == 0),
             ("handshake", limits.handshake.is_zero()),
             ("connect", limits.connect.is_zero()),
             ("headerRead", limits.header_read.is_zero()),
+            ("bodyIdle", limits.body_idle.is_zero()),
             ("headerBytes", limits.header_bytes.as_bytes() < 8192),
             ("streams", limits.streams == 0),
+            ("stalled", limits.stalled.is_zero()),
             ("idle", limits.idle.is_zero()),
         ] {
             if zero {

@@ -3,6 +3,8 @@
 //! Never begins anything on a connection whose certificates are about to end, and lets a running stream outlive them only while
 //! both sides have proven themselves again.
 
+mod registry;
+
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -12,6 +14,8 @@ use mesh_identity::SpiffeId;
 use mesh_runtime::clock::Clock;
 use mesh_tls::{IdentityCell, Peer, TlsIdentity};
 use tokio::sync::watch;
+
+pub(crate) use registry::{Entry, Registry};
 
 /// Why a connection was ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -28,6 +32,12 @@ pub(crate) enum Cut {
     /// Nothing happened for too long.
     #[error("nothing happened for too long")]
     Idle,
+    /// Its caller sends frames that say nothing.
+    #[error("too many frames that carry nothing")]
+    Flood,
+    /// Its caller takes nothing of what he asked for.
+    #[error("an answer was not read for too long")]
+    Stalled,
     /// The program ends.
     #[error("the proxy ends")]
     Drain,
@@ -42,6 +52,8 @@ impl Cut {
             Self::Expired => "FNL3033",
             Self::Idle => "FNL3034",
             Self::Drain => "FNL3035",
+            Self::Flood => "FNL3038",
+            Self::Stalled => "FNL3039",
         }
     }
 
@@ -49,7 +61,8 @@ impl Cut {
     pub(crate) fn flag(self) -> &'static str {
         match self {
             Self::Policy | Self::Trust | Self::Expired => "DENY",
-            Self::Idle => "UT",
+            Self::Idle | Self::Stalled => "UT",
+            Self::Flood => "DPE",
             Self::Drain => "-",
         }
     }

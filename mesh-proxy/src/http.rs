@@ -4,31 +4,37 @@
 
 pub(crate) mod body;
 pub(crate) mod exchange;
+mod flood;
 mod grpc;
 pub(crate) mod headers;
 pub(crate) mod pool;
 pub(crate) mod refusal;
 pub(crate) mod request;
+mod stall;
 mod trace;
 
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt as _;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
+use futures::{FutureExt as _, StreamExt as _};
 use http::{Request, Response};
 use hyper::body::Incoming;
-use hyper::rt::{Read, Write};
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::oneshot;
 
 use crate::config::Limits;
 use crate::connections::Cut;
 use body::ProxyBody;
+use exchange::Side;
+use flood::Guarded;
 
 /// What a connection that is being served is told.
 #[derive(Debug)]
@@ -51,12 +57,16 @@ pub(crate) enum Versions {
 /// The settings of HTTP/2 that both directions use.
 pub(crate) const STREAM_WINDOW: u32 = 256 * 1024;
 pub(crate) const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// Bytes of one answer that wait for their reader.
+const SEND_BUFFER: usize = 64 * 1024;
+/// Streams that a caller may have reset before they were looked at, and that were reset for an error of his.
+const MOST_RESETS: usize = 32;
 /// A peer that does not answer a PING for so long is gone.
 pub(crate) const PING_EVERY: Duration = Duration::from_secs(30);
 pub(crate) const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A server with every limit set; hyper's own defaults leave some of them off (security.md M4).
-pub(crate) fn server(limits: &Limits, versions: Versions) -> auto::Builder<TokioExecutor> {
+fn server(limits: &Limits, versions: Versions) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
         .http1()
@@ -73,6 +83,9 @@ pub(crate) fn server(limits: &Limits, versions: Versions) -> auto::Builder<Tokio
         .max_concurrent_streams(limits.streams)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buf_size(SEND_BUFFER)
+        .max_pending_accept_reset_streams(MOST_RESETS)
+        .max_local_error_reset_streams(MOST_RESETS)
         .keep_alive_interval(Some(PING_EVERY))
         .keep_alive_timeout(PING_TIMEOUT);
     match versions {
@@ -83,14 +96,16 @@ pub(crate) fn server(limits: &Limits, versions: Versions) -> auto::Builder<Tokio
 }
 
 /// Serves one connection until it ends or is cut.
-pub(crate) async fn serve<IO, F, Fut>(
-    builder: &auto::Builder<TokioExecutor>,
-    io: IO,
+pub(crate) async fn serve<S, F, Fut>(
+    limits: &Limits,
+    versions: Versions,
+    stream: S,
+    side: &Arc<Side>,
     mut signals: FuturesUnordered<BoxFuture<'static, Signal>>,
     answer: F,
 ) -> Option<Cut>
 where
-    IO: Read + Write + Unpin + Send + 'static,
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     F: Fn(Request<Incoming>) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = Response<ProxyBody>> + Send + 'static,
 {
@@ -98,7 +113,10 @@ where
         let answered = answer(request);
         async move { Ok::<_, Infallible>(answered.await) }
     });
-    let mut connection = pin!(builder.serve_connection(io, service));
+    let (stream, flooded) = Guarded::new(stream, side.clock.clone());
+    signals.push(ends(flooded, Arc::clone(side), limits.stalled.get()).boxed());
+    let builder = server(limits, versions);
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
     loop {
         // The signals wake their own queue: while they are silent they cost nothing per request.
         tokio::select! {
@@ -114,5 +132,18 @@ where
                 Signal::Cut(cut) => return Some(cut),
             },
         }
+    }
+}
+
+/// Ends when the caller sends too much of nothing, or takes nothing of what he asked for.
+async fn ends(flooded: oneshot::Receiver<()>, side: Arc<Side>, limit: Duration) -> Signal {
+    let flood = async {
+        if flooded.await.is_err() {
+            std::future::pending::<()>().await; // the connection ends by itself
+        }
+    };
+    tokio::select! {
+        () = flood => Signal::Cut(Cut::Flood),
+        () = side.stalls.stalled(limit, &side.clock) => Signal::Cut(Cut::Stalled),
     }
 }

@@ -21,7 +21,7 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use crate::config::{Limits, Protocol};
-use crate::connections::{Life, Proofs, Trust};
+use crate::connections::{Entry, Life, Proofs, Registry, Trust};
 use crate::decide::Caller;
 use crate::http::pool::Pool;
 use crate::metrics::ProxyMetrics;
@@ -45,6 +45,7 @@ pub(crate) struct InboundDoor {
     pub(crate) policies: Policies,
     pub(crate) proofs: Proofs,
     pub(crate) pool: Arc<Pool>,
+    pub(crate) connections: Registry,
     pub(crate) limits: Limits,
     pub(crate) recorder: Recorder,
     pub(crate) metrics: ProxyMetrics,
@@ -69,11 +70,12 @@ pub(crate) fn tls(cell: &IdentityCell, protocol: Protocol, clock: &Clock) -> Arc
 impl InboundDoor {
     /// One connection, from its acceptance to its end.
     pub(crate) async fn serve(self: Arc<Self>, stream: TcpStream, slot: Slot, drain: DrainWatch) {
-        let _open = self.metrics.open("inbound");
         let held = drain.hold();
         let Ok(address) = stream.peer_addr() else {
             return;
         };
+        let now = self.clock.now();
+        let entry = (self.connections).open("inbound", &"inbound".into(), Some(address), now);
         if self.posture().admits_plaintext(self.clock.now()) {
             match self.begins_with_tls(&stream).await {
                 Some(true) => {}
@@ -91,6 +93,9 @@ impl InboundDoor {
         };
         if self.posture().post_quantum && !transport::is_post_quantum(&peer.session) {
             self.refused_transport(&peer, address);
+            return;
+        }
+        if !self.has_a_place(&peer, address, &entry) {
             return;
         }
         let own = self.cell.current();
@@ -123,6 +128,8 @@ impl InboundDoor {
     ) -> Option<(ServerStream<TcpStream>, Peer)> {
         let limit = self.limits.handshake.get();
         let shaken = timeout(limit, async {
+            // Who says nothing takes no turn from those who do.
+            stream.peek(&mut [0]).await.ok()?;
             // The wait for a turn counts too: a flood of handshakes is shed here.
             let _turn = self.handshakes.acquire().await.ok()?;
             Some(mesh_tls::accept(&self.tls, stream).await)
@@ -145,6 +152,27 @@ impl InboundDoor {
                 None
             }
         }
+    }
+
+    /// Nobody takes all places: an identity has its share of the connections of this door.
+    fn has_a_place(&self, peer: &Peer, address: SocketAddr, entry: &Entry) -> bool {
+        const CODE: &str = "FNL3036";
+        let most = self.limits.connections_per_peer;
+        let Err(refused) = entry.belongs_to(&peer.id.as_str().into(), most) else {
+            return true;
+        };
+        self.metrics.handshake("server", CODE, Some(&peer.session));
+        tracing::debug!(code = CODE, peer = %address, id = %peer.id, "{refused}");
+        self.recorder.line(|line| {
+            line.time("time", self.clock.now());
+            line.text("direction", "inbound");
+            line.text("event", "handshake");
+            line.text("error", CODE);
+            line.text("source", peer.id.as_str());
+            line.plain("peer", &address);
+            line.text("why", &refused.to_string());
+        });
+        false
     }
 
     fn refused_handshake(&self, error: &HandshakeError, address: SocketAddr) {

@@ -4,8 +4,10 @@
 //!
 //! In reading order: [`cli`] and [`app`] start it; `config` says what it is told; `identity` and `feed` bring what it shows and
 //! what it obeys (`policy` holds it); `inbound` and `outbound` are the lives of connections, `http` and `l4` what flows on them;
-//! `decide` asks the policy, `connections` ends what may not go on, `record`, `explanations` and `metrics` remember.
+//! `decide` asks the policy, `connections` ends what may not go on, `record`, `explanations` and `metrics` remember,
+//! and `admin` shows it.
 
+mod admin;
 pub mod app;
 pub mod cli;
 pub mod config;

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
-use hyper_util::rt::TokioIo;
 use mesh_identity::SpiffeId;
 use mesh_runtime::accept::Permit as Slot;
 use mesh_runtime::clock::Clock;
@@ -18,7 +17,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::config::{Limits, Outbound, Protocol};
-use crate::connections::{Cut, Life, Trust};
+use crate::connections::{Cut, Life, Registry, Trust};
 use crate::http::exchange::Side;
 use crate::http::pool::Pool;
 use crate::http::{self, Signal, Versions, request};
@@ -35,6 +34,7 @@ pub(crate) struct OutboundDoor {
     pub(crate) cell: IdentityCell,
     pub(crate) tls: Arc<ClientConfig>,
     pub(crate) pool: Arc<Pool>,
+    pub(crate) connections: Registry,
     pub(crate) limits: Limits,
     pub(crate) recorder: Recorder,
     pub(crate) metrics: ProxyMetrics,
@@ -58,7 +58,8 @@ pub(crate) fn tls(door: &Outbound, cell: &IdentityCell, clock: &Clock) -> Arc<Cl
 impl OutboundDoor {
     /// One connection of the application, from its acceptance to its end.
     pub(crate) async fn serve(self: Arc<Self>, stream: TcpStream, slot: Slot, drain: DrainWatch) {
-        let _open = self.metrics.open("outbound");
+        let (now, address) = (self.clock.now(), stream.peer_addr().ok());
+        let _open = (self.connections).open("outbound", &self.name, address, now);
         let held = drain.hold();
         match self.protocol {
             Protocol::Http => self.http(stream, held).await,
@@ -84,12 +85,15 @@ impl OutboundDoor {
             self.clock.clone(),
         ));
         let pool = Arc::clone(&self.pool);
+        let shared = Arc::clone(&side);
         let cut = http::serve(
-            &http::server(&self.limits, Versions::Either),
-            TokioIo::new(stream),
+            &self.limits,
+            Versions::Either,
+            stream,
+            &side,
             signals(held),
             move |request| {
-                let (side, pool) = (Arc::clone(&side), Arc::clone(&pool));
+                let (side, pool) = (Arc::clone(&shared), Arc::clone(&pool));
                 async move { request::outbound(&side, &pool, request).await }
             },
         )

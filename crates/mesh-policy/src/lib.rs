@@ -12,7 +12,7 @@
 //! * [`facts`] is what is known of a connection or a request: a path is canonical or refused;
 //! * [`decide`] is the pure function from facts to a [`Verdict`];
 //! * [`lint`] tells what a valid file may not have meant; [`simulate`] asks cases and recorded requests;
-//! * [`explain`] tells, for one verdict, every rule that was tried and which condition failed.
+//! * [`explain`] tells, for one verdict, every rule that was tried and which condition failed; [`inventory`] lists what is in force.
 //!
 //! The names are Istio's. Where the meaning differs it is stricter, and the differences are listed in
 //! `docs/decisions/0503-authorization-policy-in-full.md`.
@@ -23,6 +23,7 @@ pub mod decide;
 mod document;
 pub mod explain;
 pub mod facts;
+pub mod inventory;
 pub mod lint;
 pub mod model;
 mod pattern;
@@ -38,6 +39,7 @@ pub use explain::{Explanation, Failed, Tried, explain};
 pub use facts::{
     CanonicalHost, CanonicalPath, Facts, Headers, HostRefusal, HttpFacts, PathRefusal, Token,
 };
+pub use inventory::Listed;
 pub use model::{Action, Mode, ValidPolicy};
 pub use problem::{PolicyErrors, Problem};
 pub use validate::PolicySet;

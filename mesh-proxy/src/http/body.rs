@@ -5,19 +5,22 @@
 use std::error::Error;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::HeaderMap;
 use http::header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use tokio::time::Sleep;
 
 use super::exchange::{Exchange, PolicyWatch};
 use super::grpc::Messages;
 use super::headers;
 use super::pool::Lease;
+use super::stall::Handed;
 
 /// Why a body ended early.
 pub(crate) type BodyError = Box<dyn Error + Send + Sync>;
@@ -42,6 +45,8 @@ struct Upstream {
     /// The record, to be finished when the body has ended.
     exchange: Option<Exchange>,
     watch: Option<PolicyWatch>,
+    /// Whether somebody takes it, from its first part on.
+    handed: Option<Handed>,
 }
 
 impl ProxyBody {
@@ -70,6 +75,7 @@ impl ProxyBody {
             lease: Some(lease),
             exchange: Some(exchange),
             watch,
+            handed: None,
         };
         if bodiless || upstream.incoming.is_end_stream() {
             upstream.end();
@@ -92,6 +98,9 @@ impl Upstream {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Some(handed) = &self.handed {
+            handed.asked();
+        }
         if let Some(watch) = &mut self.watch
             && watch.denies_now()
         {
@@ -141,6 +150,10 @@ impl Upstream {
         };
         if self.incoming.is_end_stream() {
             self.end();
+        }
+        if let Some(exchange) = &self.exchange {
+            let stalls = &exchange.side().stalls;
+            stalls.handed(self.handed.get_or_insert_with(|| stalls.begin()));
         }
         frame
     }
@@ -192,13 +205,39 @@ pub(crate) struct RequestBody {
     incoming: Incoming,
     received: Option<Arc<Received>>,
     messages: Option<Messages>,
+    idle: Option<Idle>,
 }
+
+/// How long a body may be silent, and since when it is.
+#[derive(Debug)]
+struct Idle {
+    limit: Duration,
+    ends: Option<Pin<Box<Sleep>>>,
+}
+
+impl Idle {
+    /// Ready when nothing came for too long.
+    fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let limit = self.limit;
+        self.ends
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)))
+            .as_mut()
+            .poll(cx)
+    }
+}
+
+/// Nothing of a request's body came for too long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("nothing of the body came for {0:?}")]
+struct Silent(Duration);
 
 /// How much of a body has come.
 #[derive(Debug, Default)]
 pub(crate) struct Received {
     bytes: AtomicU64,
     messages: AtomicU64,
+    answered: AtomicBool,
+    silent: AtomicBool,
 }
 
 impl Received {
@@ -209,17 +248,36 @@ impl Received {
     pub(crate) fn messages(&self) -> u64 {
         self.messages.load(Ordering::Relaxed)
     }
+
+    /// Its answer has begun: from here on it may be as slow as it likes.
+    pub(crate) fn answered(&self) {
+        self.answered.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it was given up because nothing came.
+    pub(crate) fn fell_silent(&self) -> bool {
+        self.silent.load(Ordering::Relaxed)
+    }
 }
 
 impl RequestBody {
-    /// Passes a body on; the second value counts what it has, if it can have anything. `grpc`: it has messages.
-    pub(crate) fn new(incoming: Incoming, grpc: bool) -> (Self, Option<Arc<Received>>) {
+    /// Passes a body on; the second value counts what it has, if it can have anything. `grpc`: it has messages, and may be silent for as
+    /// long as it likes.
+    pub(crate) fn new(
+        incoming: Incoming,
+        grpc: bool,
+        idle: Duration,
+    ) -> (Self, Option<Arc<Received>>) {
         let received = (!incoming.is_end_stream()).then(Arc::<Received>::default);
         (
             Self {
                 incoming,
                 received: received.clone(),
                 messages: grpc.then(Messages::default),
+                idle: (!grpc).then_some(Idle {
+                    limit: idle,
+                    ends: None,
+                }),
             },
             received,
         )
@@ -228,16 +286,32 @@ impl RequestBody {
 
 impl Body for RequestBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BodyError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let frame = match Pin::new(&mut self.incoming).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => frame,
-            other => return other,
+            Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(error.into()))),
+            Poll::Ready(None) => return Poll::Ready(None),
+            Poll::Pending => {
+                let body = &mut *self;
+                if let (Some(idle), Some(received)) = (&mut body.idle, &body.received)
+                    && !received.answered.load(Ordering::Relaxed)
+                    && idle.poll_over(cx).is_ready()
+                    && !received.answered.load(Ordering::Relaxed)
+                {
+                    received.silent.store(true, Ordering::Relaxed);
+                    return Poll::Ready(Some(Err(Silent(idle.limit).into())));
+                }
+                return Poll::Pending;
+            }
         };
+        if let Some(idle) = &mut self.idle {
+            idle.ends = None;
+        }
         Poll::Ready(Some(Ok(match frame.into_trailers() {
             Ok(mut trailers) => {
                 scrub_trailers(&mut trailers);

@@ -22,6 +22,7 @@ use tracing::field::Empty;
 
 use super::body::Received;
 use super::grpc::Messages;
+use super::stall::Stalls;
 use super::trace::{self, Trace};
 use crate::connections::Cut;
 use crate::decide::{
@@ -46,6 +47,8 @@ pub(crate) struct Side {
     pub(crate) recorder: Recorder,
     pub(crate) metrics: ProxyMetrics,
     pub(crate) clock: Clock,
+    /// Its unfinished answers.
+    pub(crate) stalls: Stalls,
     host: Mutex<Option<Host>>,
     counters: Mutex<Vec<Counted>>,
     /// The minute in which a request of this connection was last reported as allowed.
@@ -103,6 +106,7 @@ impl Side {
             recorder,
             metrics,
             clock,
+            stalls: Stalls::default(),
             host: Mutex::new(None),
             counters: Mutex::new(Vec::new()),
             reported: AtomicU64::new(0),
@@ -223,6 +227,10 @@ impl Exchange {
         }
     }
 
+    pub(crate) fn side(&self) -> &Arc<Side> {
+        &self.side
+    }
+
     /// Whoever is asked next belongs to the same trace.
     pub(crate) fn pass_on_trace(&self, headers: &mut HeaderMap) {
         trace::pass_on(headers, self.trace.as_ref(), &self.span);
@@ -291,6 +299,9 @@ impl Exchange {
 
     pub(crate) fn answered(&mut self, status: StatusCode, headers: &HeaderMap) {
         self.status = status.as_u16();
+        if let Some(received) = &self.received {
+            received.answered();
+        }
         self.grpc_from(headers);
     }
 

@@ -173,6 +173,11 @@ impl Pool {
         })
     }
 
+    /// How long the body of a request may be silent.
+    pub(crate) fn body_idle(&self) -> Duration {
+        self.limits.body_idle.get()
+    }
+
     pub(crate) fn address(&self) -> SocketAddr {
         match &self.target {
             Target::Application { address, .. } | Target::Peer { address, .. } => *address,

@@ -37,6 +37,8 @@ pub(crate) enum Why {
     Method,
     /// CONNECT, or a change of protocol.
     Upgrade,
+    /// Its body stopped coming.
+    SilentBody,
     /// No connection to the application, or to the other proxy.
     Connect,
     /// Another identity answered than the one that must be there.
@@ -59,6 +61,7 @@ impl Why {
             Self::Ambiguous => "FNL3013",
             Self::Method => "FNL3014",
             Self::Upgrade => "FNL3015",
+            Self::SilentBody => "FNL3016",
             Self::Connect => "FNL3020",
             Self::WrongServer => "FNL3021",
             Self::RefusedByPeer => "FNL3022",
@@ -74,6 +77,7 @@ impl Why {
             Self::PathTooLong => StatusCode::URI_TOO_LONG,
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
             Self::Upgrade => StatusCode::NOT_IMPLEMENTED,
+            Self::SilentBody => StatusCode::REQUEST_TIMEOUT,
             Self::Connect => StatusCode::SERVICE_UNAVAILABLE,
             Self::WrongServer | Self::RefusedByPeer | Self::Broken => StatusCode::BAD_GATEWAY,
         }
@@ -86,6 +90,7 @@ impl Why {
             Self::Token => "16",
             Self::Path | Self::PathTooLong | Self::Host | Self::Ambiguous | Self::Method => "3",
             Self::Upgrade => "12",
+            Self::SilentBody => "4",
             Self::Connect | Self::WrongServer | Self::RefusedByPeer | Self::Broken => "14",
         }
     }
@@ -100,6 +105,7 @@ impl Why {
             | Self::Ambiguous
             | Self::Method
             | Self::Upgrade => "DPE",
+            Self::SilentBody => "DC",
             Self::Connect => "UF",
             Self::WrongServer | Self::RefusedByPeer => "UF_TLS",
             Self::Broken => "UC",
@@ -108,7 +114,10 @@ impl Why {
 
     /// After these nothing that follows on an HTTP/1.1 connection can be trusted to be a request.
     fn closes(self) -> bool {
-        matches!(self, Self::Ambiguous | Self::Upgrade | Self::Host)
+        matches!(
+            self,
+            Self::Ambiguous | Self::Upgrade | Self::Host | Self::SilentBody
+        )
     }
 }
 

@@ -306,8 +306,8 @@ async fn forward(
     // Asking us is enough: hyper answers 100 when the upstream begins to read.
     parts.headers.remove(EXPECT);
     let grpc = exchange.is_grpc();
-    let (body, received) = RequestBody::new(body, grpc);
-    exchange.receives(received);
+    let (body, received) = RequestBody::new(body, grpc, pool.body_idle());
+    exchange.receives(received.clone());
     exchange.pass_on_trace(&mut parts.headers);
     // What belongs to the connection on which it came stays there.
     parts.extensions = http::Extensions::new();
@@ -321,6 +321,10 @@ async fn forward(
                 lease,
             })
         }
+        Err(_) if received.is_some_and(|received| received.fell_silent()) => Err(Refusal::new(
+            Why::SilentBody,
+            "the body of the request did not come",
+        )),
         Err(error) => Err(upstream_refusal(&error)),
     }
 }

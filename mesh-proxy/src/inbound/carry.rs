@@ -5,7 +5,6 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use hyper_util::rt::TokioIo;
 use mesh_policy::Reason;
 use mesh_runtime::drain::Held;
 use mesh_tls::{Peer, Session};
@@ -57,8 +56,10 @@ impl InboundDoor {
         let pool = Arc::clone(&self.pool);
         let shared = Arc::clone(&side);
         let cut = http::serve(
-            &http::server(&self.limits, versions),
-            TokioIo::new(stream),
+            &self.limits,
+            versions,
+            stream,
+            &side,
             signals,
             move |request| {
                 let (side, judge, pool) =
@@ -205,7 +206,7 @@ impl InboundDoor {
     fn cut(&self, cut: Cut, source: &Arc<str>, address: SocketAddr) {
         self.metrics.cut(cut.code());
         // The proxy's own end and idleness are nobody's denial.
-        if matches!(cut, Cut::Policy | Cut::Trust | Cut::Expired) {
+        if !matches!(cut, Cut::Idle | Cut::Stalled | Cut::Drain) {
             tracing::info!(code = cut.code(), %source, peer = %address, "{cut}");
             self.recorder
                 .cut(source, address, cut.code(), &cut.to_string());

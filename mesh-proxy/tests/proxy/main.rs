@@ -3,9 +3,13 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
+mod admin;
 mod authentication;
 mod command_line;
+mod floods;
+mod frames;
 mod identity;
+mod limits;
 mod mesh_rows;
 mod policy;
 mod tcp;
