@@ -1,10 +1,12 @@
 //! The proof: true programs, started as a user starts them. One topic per file.
 
 mod admin;
+mod authority;
 mod clients;
 mod crash;
 mod deploy;
 mod dev;
+mod entries;
 mod envoy;
 mod kubernetes;
 mod kubernetes_pods;

@@ -46,16 +46,21 @@ impl World {
     /// An authority and an agent that attested with a join token.
     pub async fn start(change: impl FnOnce(String) -> String) -> Self {
         let mut world = Self::with_ca(change).await;
-        let token = world.ca_json(&["token", "generate", "--ttl", "600"]);
+        world.join().await;
+        world
+    }
+
+    /// Starts an agent that attests with a join token.
+    pub async fn join(&mut self) {
+        let token = self.ca_json(&["token", "generate", "--ttl", "600"]);
         let token = token["token"].as_str().expect("a token").to_owned();
-        world.write("join-token", &token);
-        world.agent_id = format!(
+        self.write("join-token", &token);
+        self.agent_id = format!(
             "spiffe://{}/spire/agent/join_token/{token}",
             files::TRUST_DOMAIN
         );
-        let config = files::workload_agent(&world.text(), world.ca().address("grpc"));
-        world.start_agent(&config).await;
-        world
+        let config = files::workload_agent(&self.text(), self.ca().address("grpc"));
+        self.start_agent(&config).await;
     }
 
     /// Starts the authority on its present configuration.
