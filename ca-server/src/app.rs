@@ -26,7 +26,7 @@ use rustls_pki_types::pem::PemObject;
 use self::background::Background;
 use self::doors::Doors;
 use crate::api::Parts;
-use crate::api::caller::Callers;
+use crate::api::caller::{Admins, Callers};
 use crate::api::limit::Limits;
 use crate::attestation::{Attestors, AttestorsError, Surroundings};
 use crate::authority::{Authority, AuthorityError};
@@ -221,7 +221,14 @@ pub async fn build(config: &CaServerConfig, given: Given) -> anyhow::Result<App>
         metrics.clone(),
     )?);
     let own_id = identity::id(&config.trust_domain)?;
-    let identity = identity::first(&issuer, &own_id, &clock).await?;
+    let trust = identity::Trust::new(
+        issuer.clone(),
+        stores.bundles.clone(),
+        stores.changes.clone(),
+        &config.admin.ids,
+        &config.trust_domain,
+    );
+    let identity = identity::first(&trust, &own_id, &clock).await?;
     let identity_ready = identity_ready.done();
 
     let fleet = Fleet::new();
@@ -266,10 +273,14 @@ pub async fn build(config: &CaServerConfig, given: Given) -> anyhow::Result<App>
         callers: Callers::new(
             config.trust_domain.clone(),
             stores.nodes.clone(),
+            stores.bundles.clone(),
             registry.clone(),
             fleet.clone(),
-            config.listen.admin_uids.iter().copied(),
-            config.listen.admin_gids.iter().copied(),
+            Admins {
+                uids: config.listen.admin_uids.iter().copied().collect(),
+                gids: config.listen.admin_gids.iter().copied().collect(),
+                ids: config.admin.ids.iter().cloned().collect(),
+            },
         ),
         limits: Limits::new(&config.limits, clock.clone()),
         audit: audit.clone(),
@@ -288,7 +299,6 @@ pub async fn build(config: &CaServerConfig, given: Given) -> anyhow::Result<App>
         federation,
         authority,
         registry,
-        issuer,
         stores,
         audit: audit.clone(),
         checkpoint_every: config.audit.checkpoint_every.get(),
@@ -296,6 +306,7 @@ pub async fn build(config: &CaServerConfig, given: Given) -> anyhow::Result<App>
         metrics,
         clock,
         own_id,
+        trust,
         identity: identity.clone(),
         identity_ready,
         store_ready,

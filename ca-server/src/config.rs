@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use mesh_identity::TrustDomain;
+use mesh_identity::{SpiffeId, TrustDomain};
 use mesh_runtime::config::{ByteSize, Config, FIELDS_DISAGREE, Findings, HumanDuration};
 use mesh_runtime::telemetry::{LogOptions, OtlpOptions};
 use schemars::JsonSchema;
@@ -26,6 +26,8 @@ pub struct CaServerConfig {
     pub trust_domain: TrustDomain,
     /// Where agents and administrators come in.
     pub listen: ListenConfig,
+    /// Who administers over the network, besides the holders of admin entries.
+    pub admin: AdminConfig,
     /// Where entries, agents, tokens and records are kept.
     pub store: StoreConfig,
     /// How the CA keys are protected at rest.
@@ -62,6 +64,16 @@ pub struct ListenConfig {
     pub admin_uids: Vec<u32>,
     /// Gids whose members are administrators on the socket.
     pub admin_gids: Vec<u32>,
+}
+
+/// The `admin` section.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct AdminConfig {
+    /// Identities with the rights of an administrator, without an entry: SPIRE's `admin_ids`. One of another trust domain counts
+    /// while that trust domain's bundle is known here.
+    #[schemars(with = "Vec<String>")]
+    pub ids: Vec<SpiffeId>,
 }
 
 /// The `store` section.
@@ -285,6 +297,7 @@ impl Default for CaServerConfig {
         Self {
             trust_domain: "example.org".parse().expect("a trust domain name"),
             listen: ListenConfig::default(),
+            admin: AdminConfig::default(),
             store: StoreConfig::default(),
             keys: KeysConfig::default(),
             lifetimes: LifetimesConfig::default(),
@@ -482,6 +495,17 @@ impl Config for CaServerConfig {
                 "a token has at least one audience",
             );
         }
+        for (index, id) in self.admin.ids.iter().enumerate() {
+            let place = format!("admin.ids.{index}");
+            if id.path().is_empty() {
+                let says =
+                    format!("`{id}` is a trust domain; an administrator is one of its members");
+                found.problem(FIELDS_DISAGREE, &[place.as_str()], says);
+            } else if id.is_member_of(&self.trust_domain) && id.path().starts_with("/spire/") {
+                let says = format!("`{id}` is reserved for agents and servers");
+                found.problem(FIELDS_DISAGREE, &[place.as_str()], says);
+            }
+        }
         if self.listen.admin_socket.as_os_str().len() > 107 {
             found.problem(
                 FIELDS_DISAGREE,
@@ -580,7 +604,7 @@ impl CaServerConfig {
             };
             let segment = format!("/{}", cluster.cluster);
             if cluster.cluster.contains('/')
-                || mesh_identity::SpiffeId::from_parts(&self.trust_domain, &segment).is_err()
+                || SpiffeId::from_parts(&self.trust_domain, &segment).is_err()
             {
                 refuse(
                     "cluster",

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use mesh_identity::{SpiffeId, TrustDomain};
+use mesh_identity::{BundleSet, SpiffeId, TrustDomain};
 use mesh_runtime::audit::{Actor, Origin};
 use mesh_runtime::errors::Coded;
 use mesh_tls::Peer;
@@ -16,7 +16,7 @@ use mesh_tls::Peer;
 use crate::fleet::Fleet;
 use crate::issuance::Attribution;
 use crate::registry::Registry;
-use crate::store::{Node, Nodes, StoreError};
+use crate::store::{Bundles, Node, Nodes, StoreError};
 
 /// What is known of the other end of a connection.
 #[derive(Clone, Debug)]
@@ -79,7 +79,7 @@ pub enum Caller {
     Anonymous,
     /// A node's agent with the certificate that is in use.
     Agent(Arc<Node>),
-    /// A workload whose entry makes it an administrator.
+    /// A workload whose entry, or the configuration, makes it an administrator.
     WorkloadAdmin(SpiffeId),
     /// A local process of an administrator.
     LocalAdmin,
@@ -94,7 +94,7 @@ pub enum Kind {
     Anonymous,
     /// A live agent.
     Agent,
-    /// The holder of an admin entry.
+    /// The holder of an admin entry, or of an identity that the configuration names.
     WorkloadAdmin,
     /// A local administrator.
     LocalAdmin,
@@ -115,15 +115,26 @@ impl Caller {
     }
 }
 
+/// Whom the configuration makes an administrator.
+#[derive(Clone, Debug, Default)]
+pub struct Admins {
+    /// Users on the socket, besides root and this process's own.
+    pub uids: BTreeSet<u32>,
+    /// Groups on the socket.
+    pub gids: BTreeSet<u32>,
+    /// Identities, of other trust domains too.
+    pub ids: BTreeSet<SpiffeId>,
+}
+
 /// Tells callers apart.
 #[derive(Clone)]
 pub struct Callers {
     own: TrustDomain,
     nodes: Arc<dyn Nodes>,
+    bundles: Arc<dyn Bundles>,
     registry: Arc<Registry>,
     fleet: Fleet,
-    admin_uids: Arc<BTreeSet<u32>>,
-    admin_gids: Arc<BTreeSet<u32>>,
+    admins: Arc<Admins>,
 }
 
 impl Callers {
@@ -131,19 +142,19 @@ impl Callers {
     pub fn new(
         own: TrustDomain,
         nodes: Arc<dyn Nodes>,
+        bundles: Arc<dyn Bundles>,
         registry: Arc<Registry>,
         fleet: Fleet,
-        admin_uids: impl IntoIterator<Item = u32>,
-        admin_gids: impl IntoIterator<Item = u32>,
+        mut admins: Admins,
     ) -> Self {
-        let always = [0, nix::unistd::geteuid().as_raw()];
+        admins.uids.extend([0, nix::unistd::geteuid().as_raw()]);
         Self {
             own,
             nodes,
+            bundles,
             registry,
             fleet,
-            admin_uids: Arc::new(always.into_iter().chain(admin_uids).collect()),
-            admin_gids: Arc::new(admin_gids.into_iter().collect()),
+            admins: Arc::new(admins),
         }
     }
 
@@ -155,7 +166,7 @@ impl Callers {
     ) -> Result<Caller, NotACaller> {
         let peer = match connection {
             Connection::Unix { uid, gid, .. } => {
-                let admin = self.admin_uids.contains(uid) || self.admin_gids.contains(gid);
+                let admin = self.admins.uids.contains(uid) || self.admins.gids.contains(gid);
                 return Ok(if admin {
                     Caller::LocalAdmin
                 } else {
@@ -168,7 +179,10 @@ impl Callers {
             } => peer,
         };
         if !peer.id.is_member_of(&self.own) {
-            return Ok(Caller::Other);
+            return Ok(match self.is_admin_of_another(peer, now).await? {
+                true => Caller::WorkloadAdmin(peer.id.clone()),
+                false => Caller::Other,
+            });
         }
         if peer.id.path().starts_with("/spire/agent/") {
             let agent = self.agent(peer, now).await?;
@@ -177,10 +191,23 @@ impl Callers {
         }
         self.registry.refresh().await?;
         // The certificate was valid when the connection was made; connections live longer than that.
-        if now <= peer.not_after && self.registry.is_admin(&peer.id) {
+        let admin = self.admins.ids.contains(&peer.id) || self.registry.is_admin(&peer.id);
+        if now <= peer.not_after && admin {
             return Ok(Caller::WorkloadAdmin(peer.id.clone()));
         }
         Ok(Caller::Other)
+    }
+
+    /// Whether it is one of another trust domain that the configuration names, and our present bundle of that trust domain still
+    /// says so: the connection may be older than the end of a federation.
+    async fn is_admin_of_another(&self, peer: &Peer, now: SystemTime) -> Result<bool, StoreError> {
+        if !self.admins.ids.contains(&peer.id) {
+            return Ok(false);
+        }
+        let stored = self.bundles.get(peer.id.trust_domain()).await?;
+        let bundle = stored.and_then(|stored| stored.to_bundle().ok());
+        let bundles: BundleSet = bundle.into_iter().collect();
+        Ok(peer.verify_again(&bundles, now).is_ok())
     }
 
     /// The check that SPIRE makes on every call of an agent, in its order.

@@ -38,6 +38,7 @@ use crate::app::{self, Given};
 use crate::config::CaServerConfig;
 use crate::store::Stores;
 
+mod admins;
 mod agents;
 mod authorities;
 mod bundles;

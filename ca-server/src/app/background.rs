@@ -20,7 +20,6 @@ use super::identity;
 use crate::authority::{self, Authority, Followers, SlotState, SlotStatus};
 use crate::federation::{self, Federation};
 use crate::fleet::Fleet;
-use crate::issuance::Issuer;
 use crate::kubernetes::Clusters;
 use crate::metrics::{Metrics, kind, state};
 use crate::registry::Registry;
@@ -40,7 +39,7 @@ pub(super) struct Background {
     pub(super) federation: Arc<Federation>,
     pub(super) authority: Arc<Authority>,
     pub(super) registry: Arc<Registry>,
-    pub(super) issuer: Arc<Issuer>,
+    pub(super) trust: identity::Trust,
     pub(super) stores: Stores,
     pub(super) audit: AuditLog,
     pub(super) checkpoint_every: Duration,
@@ -84,10 +83,10 @@ impl Background {
         tasks.spawn("taint-watch", |stop| {
             watch_taint(authority, issued, metrics, clock, stop)
         });
-        let (cell, issuer, authority) = (self.identity, self.issuer, self.authority);
+        let (cell, trust, authority) = (self.identity, self.trust, self.authority);
         let (id, clock, ready) = (self.own_id, self.clock.clone(), self.identity_ready);
         tasks.spawn("own-svid", |stop| async move {
-            identity::keep(cell, issuer, authority, id, clock, ready, stop)
+            identity::keep(cell, trust, authority, id, clock, ready, stop)
                 .await
                 .map_err(|error| -> Box<dyn std::error::Error + Send + Sync> { error.into() })
         });

@@ -144,3 +144,28 @@ fn x509pop_needs_roots_and_stands_there_once() {
     };
     assert_eq!(pop.ca_bundles.len(), 2);
 }
+
+#[test]
+fn only_a_member_that_is_no_agent_of_ours_can_be_an_administrator() {
+    let with = |id: &str| {
+        load(&format!(
+            "trustDomain: dev.test\nadmin: {{ ids: [\"{id}\"] }}\n"
+        ))
+    };
+    for id in [
+        "spiffe://dev.test/ops",
+        "spiffe://other.test/ops",
+        "spiffe://other.test/spire/agent/x",
+    ] {
+        assert_eq!(with(id).expect(id).admin.ids[0].as_str(), id);
+    }
+    for (id, says) in [
+        ("spiffe://dev.test", "is a trust domain"),
+        ("spiffe://other.test", "is a trust domain"),
+        ("spiffe://dev.test/spire/agent/x", "reserved"),
+        ("https://other.test/ops", "starts with spiffe://"),
+    ] {
+        let error = with(id).expect_err(id);
+        assert!(error.contains(says), "{id}: {error}");
+    }
+}
