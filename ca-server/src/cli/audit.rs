@@ -4,6 +4,7 @@
 mod evidence;
 mod search;
 mod verify;
+mod view;
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -64,8 +65,11 @@ pub(super) enum AuditVerb {
     /// Print the records of a period, or write them into a directory together with what proves them
     Export {
         /// The new directory; without it, the records are printed
-        #[arg(long, value_name = "DIRECTORY")]
+        #[arg(long, value_name = "DIRECTORY", conflicts_with = "format")]
         to: Option<PathBuf>,
+        /// In which form they are printed
+        #[arg(long, value_enum, default_value_t)]
+        format: view::Form,
         /// From this moment on, as 2026-11-25T00:00:00Z
         #[arg(long, value_name = "TIME")]
         from: Option<Moment>,
@@ -176,6 +180,7 @@ pub(super) fn run(verb: AuditVerb, common: &CommonArgs) -> Exit {
             .map(|ledger| evidence::checkpoint(&ledger, size, common)),
         AuditVerb::Export {
             to,
+            format,
             from,
             until,
             place,
@@ -184,7 +189,7 @@ pub(super) fn run(verb: AuditVerb, common: &CommonArgs) -> Exit {
                 from: from.map(|moment| moment.0),
                 until: until.map(|moment| moment.0),
             };
-            evidence::export(&ledger, &period, to.as_deref(), common)
+            evidence::export(&ledger, &period, to.as_deref(), format, common)
         }),
     };
     done.unwrap_or_else(|exit| exit)

@@ -329,6 +329,16 @@ fn a_period_is_exported_and_verified_where_there_is_no_log() {
         all,
         std::fs::read_to_string(directory.path().join("audit/audit.jsonl")).unwrap()
     );
+    let table = printed(&[&["audit", "export", "--format", "csv"], &dir[..]].concat());
+    assert!(table.starts_with("time,seq,id,action,"), "{table}");
+    assert_eq!(table.lines().count(), all.lines().count() + 1);
+    let first = table.lines().nth(1).unwrap();
+    let second: Value = serde_json::from_str(all.lines().nth(1).unwrap()).unwrap();
+    let chained = second["prev"].as_str().unwrap();
+    assert!(
+        first.ends_with(chained),
+        "the hash is that of the chain: {first}"
+    );
     let times: Vec<String> = all
         .lines()
         .map(|line| {

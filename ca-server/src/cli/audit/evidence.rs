@@ -13,6 +13,7 @@ use serde_json::json;
 
 use super::super::show::line;
 use super::refused;
+use super::view::Form;
 
 pub(super) fn prove(
     ledger: &Ledger,
@@ -68,11 +69,12 @@ pub(super) fn export(
     ledger: &Ledger,
     period: &Period,
     to: Option<&Path>,
+    form: Form,
     common: &CommonArgs,
 ) -> Exit {
     let exported = match to {
         Some(to) => ledger.export(period, to, &Clock::system()),
-        None => return print(ledger, period, common),
+        None => return print(ledger, period, form, common),
     };
     match exported {
         Ok(exported) => cli::print(&shown(&exported, common.output)),
@@ -80,10 +82,14 @@ pub(super) fn export(
     }
 }
 
-/// The records themselves, one JSON object a line.
-fn print(ledger: &Ledger, period: &Period, common: &CommonArgs) -> Exit {
+/// The records themselves, or a view of them.
+fn print(ledger: &Ledger, period: &Period, form: Form, common: &CommonArgs) -> Exit {
     let mut out = io::BufWriter::new(io::stdout().lock());
-    let mut each = |record: &[u8]| out.write_all(record).and_then(|()| out.write_all(b"\n"));
+    let mut heading = form.heading();
+    let mut each = |record: &[u8]| {
+        out.write_all(std::mem::take(&mut heading).as_bytes())?;
+        out.write_all(&form.of(record))
+    };
     let done = ledger.within(period, &mut each);
     match (done, out.flush()) {
         (Ok(_), Ok(())) => Exit::Done,
