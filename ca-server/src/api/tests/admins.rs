@@ -19,8 +19,9 @@ impl Server {
     async fn holder(&self, root: &Made, id: &str) -> Option<Channel> {
         let made = root.leaf(id);
         let key = PrivateKey::from_pkcs8(made.key_pkcs8()).unwrap();
-        let now = self.clock.now();
-        let identity = TlsIdentity::new(made.svid(), key, self.bundles().await, now).unwrap();
+        let mut bundles = self.bundles().await;
+        bundles.insert(root.bundle(made.svid().id().trust_domain().as_str()));
+        let identity = TlsIdentity::new(made.svid(), key, bundles, self.clock.now()).unwrap();
         let cell = IdentityCell::new(identity);
         let tls = mesh_tls::client_config(&cell, self.server_id(), &[b"h2"], self.clock.as_fn());
         self.try_channel(tls).await.ok()

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 /// A form of the records.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub(super) enum Form {
+pub(in crate::cli) enum Form {
     /// The records as they are
     #[default]
     Jsonl,
