@@ -61,22 +61,28 @@ fn own() -> TrustDomain {
     "dev.test".parse().unwrap()
 }
 
-fn setting() -> Setting {
-    let clock = Clock::manual(UNIX_EPOCH + Duration::from_secs(1_800_000_000));
+/// A federation that asks endpoints in this way, with its stores and records.
+fn federation(fetch: Arc<dyn Fetch>, clock: &Clock) -> (Arc<Federation>, Stores, Memory) {
     let stores = Stores::memory(&own());
-    let (log, audit) = AuditLog::memory("ca-server", &clock);
-    let answers = Arc::new(Answers::default());
+    let (log, audit) = AuditLog::memory("ca-server", clock);
     let federation = Federation::new(Around {
         own: own(),
         relationships: stores.relationships.clone(),
         bundles: stores.bundles.clone(),
-        fetch: answers.clone(),
+        fetch,
         audit: log,
         metrics: Metrics::new(),
         clock: clock.clone(),
     });
+    (Arc::new(federation), stores, audit)
+}
+
+fn setting() -> Setting {
+    let clock = Clock::manual(UNIX_EPOCH + Duration::from_secs(1_800_000_000));
+    let answers = Arc::new(Answers::default());
+    let (federation, stores, audit) = federation(answers.clone(), &clock);
     Setting {
-        federation: Arc::new(federation),
+        federation,
         answers,
         stores,
         audit,

@@ -5,6 +5,9 @@
  * FINIAL_POWERCUT_SHADOW  where synced content goes
  * FINIAL_POWERCUT_DEAF    if set, fdatasync does not count either: the control
  * FINIAL_POWERCUT_FAIL    if set to n, the n-th fdatasync fails with EIO, and a later one leaves a file "again"
+ * FINIAL_POWERCUT_SHORT   if set, a write is interrupted, the next one stops halfway, the next is done, and so on; each halved
+ *                         one leaves a file "short.unfinished"
+ * FINIAL_POWERCUT_AGAIN   if set to n, the n-th write fails with EAGAIN
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -19,13 +22,59 @@
 #include <unistd.h>
 
 static pthread_mutex_t one_at_a_time = PTHREAD_MUTEX_INITIALIZER;
-static long data_syncs;
+static long data_syncs, writes;
 
 /* The shadow of a path, or 0 if it is not below the root. */
 static int shadow_of(const char *path, char *shadow) {
     const char *root = getenv("FINIAL_POWERCUT_ROOT"), *to = getenv("FINIAL_POWERCUT_SHADOW");
     if (!root || !to || strncmp(path, root, strlen(root)) != 0 || path[strlen(root)] != '/') return 0;
     return snprintf(shadow, PATH_MAX, "%s%s", to, path + strlen(root)) < PATH_MAX;
+}
+
+/* Whether a file lies below the root. */
+static int is_watched(int fd) {
+    char link[64], path[PATH_MAX], shadow[PATH_MAX];
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    ssize_t length = readlink(link, path, sizeof path - 1);
+    if (length < 0) return 0;
+    path[length] = 0;
+    return shadow_of(path, shadow);
+}
+
+/* How much of a write is done: less than all of it, or -1 with an error, if it is this write's turn. */
+static ssize_t allowed(int fd, size_t count) {
+    const char *halved = getenv("FINIAL_POWERCUT_SHORT"), *again = getenv("FINIAL_POWERCUT_AGAIN");
+    if ((!halved && !again) || !is_watched(fd)) return count;
+    long number = __sync_add_and_fetch(&writes, 1);
+    if (again && number == atol(again)) {
+        errno = EAGAIN;
+        return -1;
+    }
+    if (halved && number % 3 == 1) {
+        errno = EINTR;
+        return -1;
+    }
+    if (!halved || number % 3 == 0 || count < 2) return count;
+    char note[PATH_MAX];
+    snprintf(note, sizeof note, "%s/short.unfinished", getenv("FINIAL_POWERCUT_SHADOW"));
+    close(open(note, O_WRONLY | O_CREAT, 0600));
+    return count / 2;
+}
+
+ssize_t pwrite64(int fd, const void *bytes, size_t count, off64_t at) {
+    ssize_t (*real)(int, const void *, size_t, off64_t) = dlsym(RTLD_NEXT, "pwrite64");
+    ssize_t some = allowed(fd, count);
+    return some < 0 ? some : real(fd, bytes, some, at);
+}
+
+static ssize_t put(int fd, const void *bytes, size_t count) {
+    ssize_t (*real)(int, const void *, size_t) = dlsym(RTLD_NEXT, "write");
+    return real(fd, bytes, count);
+}
+
+ssize_t write(int fd, const void *bytes, size_t count) {
+    ssize_t some = allowed(fd, count);
+    return some < 0 ? some : put(fd, bytes, some);
 }
 
 static void fail(const char *what) {
@@ -56,7 +105,7 @@ static void keep(int fd) {
     char buffer[1 << 16];
     ssize_t got;
     while ((got = read(from, buffer, sizeof buffer)) > 0)
-        if (write(to, buffer, got) != got) fail("powercut: write");
+        if (put(to, buffer, got) != got) fail("powercut: write");
     if (got < 0) fail("powercut: read");
     close(from);
     close(to);

@@ -2,12 +2,16 @@
 
 use mesh_identity::Bundle;
 
-use proto::spire::api::server::localauthority::v1::PrepareX509AuthorityRequest;
 use proto::spire::api::server::localauthority::v1::local_authority_client::LocalAuthorityClient as AuthorityClient;
+use proto::spire::api::server::localauthority::v1::{
+    GetX509AuthorityStateRequest, PrepareX509AuthorityRequest,
+};
 
 use super::*;
 use crate::config::{BundleEndpointConfig, BundleEndpointProfile, HttpsWebConfig};
-use crate::federation::{Endpoint as Known, Fetch as _, FetchError, Https};
+use crate::federation::{Around, Endpoint as Known, Federation, Fetch as _, FetchError, Https};
+use crate::metrics::Metrics;
+use crate::store::{EndpointProfile, Relationship, StoredBundle};
 
 async fn server(profile: BundleEndpointProfile) -> Server {
     Server::with(|config| {
@@ -121,4 +125,79 @@ async fn fed_15_the_endpoint_shows_a_certificate_of_the_web_where_it_has_one() {
     let document = https.fetch(&url, &Known::Web).await.unwrap();
     let newest = server.admin.bundle().await.unwrap();
     assert_eq!(document, newest.to_spiffe_json());
+}
+
+/// Another trust domain that federates with ours over its bundle endpoint.
+async fn partner(server: &Server) -> (Federation, Stores) {
+    let own: TrustDomain = "partner.test".parse().unwrap();
+    let stores = Stores::memory(&own);
+    let partner = Federation::new(Around {
+        own,
+        relationships: stores.relationships.clone(),
+        bundles: stores.bundles.clone(),
+        fetch: Arc::new(Https::new(None, server.clock.clone())),
+        audit: AuditLog::memory("partner", &server.clock).0,
+        metrics: Metrics::new(),
+        clock: server.clock.clone(),
+    });
+    let relationship = Relationship {
+        trust_domain: crate::api::tests::own(),
+        bundle_endpoint_url: format!("https://127.0.0.1:{}/", port(server)),
+        profile: EndpointProfile::HttpsSpiffe {
+            endpoint_id: "spiffe://dev.test/spire/server".parse().unwrap(),
+        },
+        revision: 0,
+    };
+    let bundle = StoredBundle::from(&server.admin.bundle().await.unwrap());
+    partner.create(relationship, Some(bundle)).await.unwrap();
+    (partner, stores)
+}
+
+#[tokio::test]
+async fn fe_15_a_partner_that_polls_has_a_new_authority_a_whole_interval_before_it_signs() {
+    let seconds = Duration::from_secs;
+    let server = Server::with(|config| {
+        config.lifetimes.x509_authority = seconds(600).into();
+        config.lifetimes.x509_svid = seconds(60).into();
+        config.lifetimes.agent_svid = seconds(60).into();
+        config.federation.bundle_endpoint = Some(BundleEndpointConfig {
+            address: ([127, 0, 0, 1], 0).into(),
+            ..BundleEndpointConfig::default()
+        });
+    })
+    .await;
+    let (partner, stores) = partner(&server).await;
+    let mut client = AuthorityClient::new(admin_channel(&server).await);
+    let mut active = async || {
+        let ask = GetX509AuthorityStateRequest {};
+        let state = client.get_x509_authority_state(ask).await.unwrap();
+        state.into_inner().active.unwrap().authority_id
+    };
+    let (first, start) = (active().await, server.clock.now());
+    let (mut seen, mut interval) = (None, Duration::ZERO);
+    let signs = loop {
+        server.clock.advance(seconds(5));
+        // The rotation takes its step meanwhile.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let now = server.clock.now();
+        assert!(now < start + seconds(600), "no turn was taken");
+        let health = partner.health(&own());
+        if health.is_none_or(|health| health.due_at <= now) {
+            partner.refresh(&own()).await.unwrap();
+            let due = partner.health(&own()).unwrap().due_at;
+            interval = due.duration_since(now).unwrap();
+        }
+        let bundle = stores.bundles.get(&own()).await.unwrap().unwrap();
+        if bundle.x509_authorities.len() > 1 {
+            seen.get_or_insert(now);
+        }
+        if active().await != first {
+            break now;
+        }
+    };
+    let lead = signs.duration_since(seen.expect("seen")).unwrap();
+    assert!(
+        !interval.is_zero() && lead >= interval,
+        "{lead:?} of {interval:?}"
+    );
 }

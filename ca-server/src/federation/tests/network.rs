@@ -128,6 +128,19 @@ fn web_ca() -> (rcgen::Certificate, rcgen::Issuer<'static, rcgen::KeyPair>) {
     (certificate, rcgen::Issuer::new(params, key))
 }
 
+/// TLS as an endpoint of the Web named `localhost` has it, and who it is known by.
+fn web_tls(clock: &Clock) -> (rustls_pki_types::CertificateDer<'static>, Arc<ServerConfig>) {
+    let (ca, issuer) = web_ca();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let params = rcgen::CertificateParams::new(vec!["localhost".into()]).unwrap();
+    let leaf = params.signed_by(&key, &issuer).unwrap();
+    let identity =
+        mesh_tls::WebIdentity::from_pem(leaf.pem().as_bytes(), key.serialize_pem().as_bytes());
+    let shown = mesh_tls::Shown::Web(identity.unwrap());
+    let tls = mesh_tls::public_server_config(shown, &[b"http/1.1"], clock.as_fn());
+    (ca.der().clone(), tls)
+}
+
 async fn fetch(port: u16, path: &str, by: &Endpoint) -> Result<Vec<u8>, FetchError> {
     let url: EndpointUrl = format!("https://127.0.0.1:{port}{path}").parse().unwrap();
     https().fetch(&url, by).await
@@ -153,22 +166,15 @@ async fn fed_8_26_30_fe_11_an_endpoint_is_known_by_exactly_its_id_under_the_bund
         let refused = fetch(port, "/", &wrong).await.unwrap_err();
         assert!(matches!(refused, FetchError::Tls(_)), "{refused}");
     }
-    // FE-13: what is known by an ID is never known by a name instead.
+    // What is known by an ID is never known by a name instead.
     let refused = fetch(port, "/", &Endpoint::Web).await.unwrap_err();
     assert!(matches!(refused, FetchError::Tls(_)), "{refused}");
 }
 
 #[tokio::test]
 async fn fed_21_an_endpoint_of_the_web_is_known_by_the_configured_name() {
-    let (ca, issuer) = web_ca();
-    let key = rcgen::KeyPair::generate().unwrap();
-    let params = rcgen::CertificateParams::new(vec!["localhost".into()]).unwrap();
-    let leaf = params.signed_by(&key, &issuer).unwrap();
-    let identity =
-        mesh_tls::WebIdentity::from_pem(leaf.pem().as_bytes(), key.serialize_pem().as_bytes());
     let clock = Clock::manual(real_now());
-    let shown = mesh_tls::Shown::Web(identity.unwrap());
-    let tls = mesh_tls::public_server_config(shown, &[b"http/1.1"], clock.as_fn());
+    let (ca, tls) = web_tls(&clock);
     let (port, _) = serve(tls, |_, _| ok(b"{}")).await;
     let fetch = async |roots: Vec<rustls_pki_types::CertificateDer<'static>>, host: &str| {
         let web = mesh_tls::web_client_config(roots, &[b"http/1.1"], clock.as_fn()).unwrap();
@@ -177,9 +183,9 @@ async fn fed_21_an_endpoint_of_the_web_is_known_by_the_configured_name() {
             .fetch(&url, &Endpoint::Web)
             .await
     };
-    let good = fetch(vec![ca.der().clone()], "localhost").await;
+    let good = fetch(vec![ca.clone()], "localhost").await;
     assert_eq!(good.unwrap(), b"{}");
-    let other_name = fetch(vec![ca.der().clone()], "127.0.0.1").await;
+    let other_name = fetch(vec![ca], "127.0.0.1").await;
     let other_root = fetch(vec![rcgen_root()], "localhost").await;
     for refused in [other_name, other_root] {
         let refused = refused.unwrap_err();
@@ -261,4 +267,88 @@ async fn fe_09_an_endpoint_that_never_ends_is_left() {
         let refused = fetch(port, path, &by(&root, ID)).await.unwrap_err();
         assert!(matches!(refused, FetchError::TimedOut), "{refused}");
     }
+}
+
+/// An endpoint that serves a bundle.
+async fn serving(tls: Arc<ServerConfig>, bundle: &Bundle) -> (u16, Arc<Mutex<Vec<String>>>) {
+    let document = bundle.to_spiffe_json();
+    serve(tls, move |_, _| ok(&document)).await
+}
+
+#[tokio::test]
+async fn fe_13_thirty_days_of_failure_keep_the_bundle_and_keys_that_changed_meanwhile_need_a_hand()
+{
+    let clock = clock();
+    let (ca, web) = web_tls(&clock);
+    let trusted = mesh_tls::web_client_config([ca], &[b"http/1.1"], clock.as_fn()).unwrap();
+    let fetch = Arc::new(Https::new(Some(trusted), clock.clone()));
+    let (federation, stores, _) = federation(fetch, &clock);
+    let domain: TrustDomain = "other.test".parse().unwrap();
+    let (old, new) = (Made::root("other.test"), Made::root("other.test"));
+    let bundle = |root: &Made, sequence| root.bundle("other.test").with_sequence(sequence);
+    let moved_to = async |port: u16| {
+        let moved = federation.update::<StoreError>(&domain, |present| {
+            let mut moved = present.clone();
+            moved.bundle_endpoint_url = format!("https://localhost:{port}/");
+            Ok((moved, None))
+        });
+        moved.await.unwrap();
+    };
+    let (port, _) = serving(spiffe_tls(&old, ID), &bundle(&old, 2)).await;
+    let relationship = Relationship {
+        trust_domain: domain.clone(),
+        bundle_endpoint_url: format!("https://localhost:{port}/"),
+        profile: EndpointProfile::HttpsSpiffe {
+            endpoint_id: ID.parse().unwrap(),
+        },
+        revision: 0,
+    };
+    let first = StoredBundle::from(&bundle(&old, 1));
+    federation.create(relationship, Some(first)).await.unwrap();
+    let refresh = async || federation.refresh(&domain).await.map(Option::unwrap);
+    assert_eq!(refresh().await.unwrap(), Refreshed::Updated);
+    let good_at = federation.health(&domain).unwrap().good_at;
+    let kept = stores.bundles.get(&domain).await.unwrap();
+    assert_eq!(kept.as_ref().map(|kept| kept.sequence), Some(2));
+
+    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = nobody.local_addr().unwrap().port();
+    drop(nobody);
+    moved_to(port).await;
+    for day in 1..=30 {
+        clock.advance(Duration::from_secs(24 * 3600));
+        refresh().await.unwrap_err();
+        assert_eq!(
+            stores.bundles.get(&domain).await.unwrap(),
+            kept,
+            "day {day}"
+        );
+        let health = federation.health(&domain).unwrap();
+        assert_eq!(health.good_at, good_at, "how old it is, is told");
+        assert!(health.failing.is_some());
+        let pause = health.due_at.duration_since(clock.now()).unwrap();
+        assert!(pause <= Duration::from_secs(300), "and it is not given up");
+    }
+    // Back with other keys: not known by the old bundle, and not by a name of the Web either.
+    for tls in [spiffe_tls(&new, ID), web] {
+        let (port, asked) = serving(tls, &bundle(&new, 3)).await;
+        moved_to(port).await;
+        let refused = refresh().await.unwrap_err();
+        assert!(
+            matches!(refused, RefreshError::Fetch(FetchError::Tls(_))),
+            "{refused}"
+        );
+        assert!(
+            asked.lock().unwrap().is_empty(),
+            "nothing was even asked for"
+        );
+        assert_eq!(stores.bundles.get(&domain).await.unwrap(), kept);
+    }
+    let (port, _) = serving(spiffe_tls(&new, ID), &bundle(&new, 4)).await;
+    moved_to(port).await;
+    let by_hand = StoredBundle::from(&bundle(&new, 3));
+    stores.bundles.put(by_hand).await.unwrap();
+    assert_eq!(refresh().await.unwrap(), Refreshed::Updated);
+    let health = federation.health(&domain).unwrap();
+    assert!(health.good_at > good_at && health.failing.is_none());
 }

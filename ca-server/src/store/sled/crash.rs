@@ -463,7 +463,7 @@ async fn st_06_after_a_failed_sync_nothing_is_acknowledged_and_no_sync_is_tried_
     let Some(shim) = shim() else { return };
     let machine = Machine::new().await;
     let mut said = Said::default();
-    run_to_the_end(&machine, shim, &mut said);
+    run_to_the_end(&machine, shim, ("FINIAL_POWERCUT_FAIL", "20"), &mut said);
     assert_eq!(said.refused, CLIENTS);
     assert!(
         !machine.shadow.join("again").exists(),
@@ -475,13 +475,42 @@ async fn st_06_after_a_failed_sync_nothing_is_acknowledged_and_no_sync_is_tried_
     drop(machine.folder);
 }
 
-/// Runs the writer with a failing fdatasync until it ends by itself.
-fn run_to_the_end(machine: &Machine, shim: &Path, said: &mut Said) {
+#[tokio::test]
+async fn st_07_writes_that_are_interrupted_or_stop_halfway_are_finished_and_one_that_fails_loses_nothing()
+ {
+    let Some(shim) = shim() else { return };
+    let machine = Machine::new().await;
+    let mut said = Said::default();
+    for round in 0..8 {
+        let halved = machine.surroundings(shim, &[("FINIAL_POWERCUT_SHORT", "1")]);
+        run_writer(&machine.store, round, &mut said, &halved, 150);
+        assert!(
+            machine.shadow.join("short.unfinished").exists(),
+            "the shim halved nothing"
+        );
+        machine.cut_power(false);
+        let stores = open(&machine.store).await;
+        let lost = said.losses(&stores).await;
+        assert!(lost.is_empty(), "round {round}: lost {lost:?}");
+        drop(stores);
+        machine.switch_on();
+    }
+    run_to_the_end(&machine, shim, ("FINIAL_POWERCUT_AGAIN", "40"), &mut said);
+    assert_eq!(said.refused, CLIENTS, "nothing is acknowledged any more");
+    let stores = open(&machine.store).await;
+    let lost = said.losses(&stores).await;
+    assert!(lost.is_empty(), "lost: {lost:?}");
+    no_half_transaction(&stores).await;
+    drop(machine.folder);
+}
+
+/// Runs the writer with a fault that the shim makes until it ends by itself.
+fn run_to_the_end(machine: &Machine, shim: &Path, fault: (&'static str, &str), said: &mut Said) {
     let ended = Command::new(std::env::current_exe().expect("our own path"))
         .args([WRITER, "--exact", "--ignored", "--nocapture"])
         .env(STORE, &machine.store)
-        .env(ROUND, "1")
-        .envs(machine.surroundings(shim, &[("FINIAL_POWERCUT_FAIL", "20")]))
+        .env(ROUND, "99")
+        .envs(machine.surroundings(shim, &[fault]))
         .output()
         .expect("ran");
     for line in String::from_utf8_lossy(&ended.stdout).lines() {
