@@ -2,6 +2,7 @@
 //! Trusts nothing from the sockets it calls. Never prints a private key.
 
 mod client;
+mod log_level;
 mod show;
 
 use std::path::PathBuf;
@@ -57,6 +58,15 @@ enum Verb {
     /// Say why a process gets an identity, or none.
     #[command(after_help = "Example:\n  workload-agent explain --pid 4711")]
     Explain(ExplainArgs),
+    /// How verbose the log of a running agent is.
+    #[command(
+        alias = "logger",
+        after_help = "Example:\n  workload-agent log-level set --level debug"
+    )]
+    LogLevel {
+        #[command(subcommand)]
+        verb: log_level::LogLevelVerb,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -217,6 +227,7 @@ pub fn main() -> Exit {
         Verb::Api(ApiVerb::Watch(socket)) => calling(client::watch(socket, common.output)),
         Verb::Helper(args) => help(&args, &common),
         Verb::Explain(args) => calling(client::explain(args, common.output)),
+        Verb::LogLevel { verb } => calling(log_level::run(verb, common.output)),
     }
 }
 

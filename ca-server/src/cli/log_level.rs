@@ -2,6 +2,7 @@
 
 use clap::Subcommand;
 use mesh_runtime::cli::{self, Exit, Output};
+use mesh_runtime::telemetry::level_of;
 use serde_json::json;
 use tracing::level_filters::LevelFilter;
 
@@ -23,7 +24,7 @@ pub(super) enum LogLevelVerb {
         #[command(flatten)]
         socket: Socket,
         /// off, error, warn, info, debug or trace
-        #[arg(long, value_name = "LEVEL", value_parser = level)]
+        #[arg(long, value_name = "LEVEL", value_parser = level_of)]
         level: LevelFilter,
     },
     /// Set it back to what was configured
@@ -31,19 +32,6 @@ pub(super) enum LogLevelVerb {
         #[command(flatten)]
         socket: Socket,
     },
-}
-
-/// A level in our words or in SPIRE's.
-fn level(text: &str) -> Result<LevelFilter, &'static str> {
-    match text.to_ascii_lowercase().as_str() {
-        "off" | "panic" | "fatal" => Ok(LevelFilter::OFF),
-        "error" => Ok(LevelFilter::ERROR),
-        "warn" | "warning" => Ok(LevelFilter::WARN),
-        "info" => Ok(LevelFilter::INFO),
-        "debug" => Ok(LevelFilter::DEBUG),
-        "trace" => Ok(LevelFilter::TRACE),
-        _ => Err("write off, error, warn, info, debug or trace"),
-    }
 }
 
 pub(super) async fn run(verb: LogLevelVerb, output: Output) -> Result<Exit, CommandError> {

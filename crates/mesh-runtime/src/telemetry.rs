@@ -32,7 +32,7 @@ use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
 use zeroize::Zeroize;
 
 use self::control::Apply;
-pub use self::control::LogControl;
+pub use self::control::{LogControl, level_of};
 use self::traces::SpanLayer;
 pub use self::traces::{OtlpOptions, Traces};
 use crate::errors::{Coded, ErrorChain, is_deceptive, untrusted};

@@ -39,7 +39,7 @@ use crate::NO_IDENTITY;
 /// More of standard input is not read: no token is longer.
 const LONGEST_TOKEN: u64 = 64 * 1024;
 
-async fn connect(socket: &str, within: Duration) -> Result<Channel, Exit> {
+pub(super) async fn connect(socket: &str, within: Duration) -> Result<Channel, Exit> {
     let Some(path) = socket_path(socket) else {
         eprintln!(
             "error: {} is not a socket: an absolute path or unix:///path is wanted",
@@ -69,7 +69,7 @@ fn with_header<T>(message: T) -> Request<T> {
     request
 }
 
-fn failed(status: &Status) -> Exit {
+pub(super) fn failed(status: &Status) -> Exit {
     let said = untrusted(status.message());
     match status.code() {
         Code::PermissionDenied if said.contains(NO_IDENTITY) => {
@@ -105,7 +105,7 @@ fn failed(status: &Status) -> Exit {
     }
 }
 
-async fn within<T>(
+pub(super) async fn within<T>(
     limit: Duration,
     call: impl Future<Output = Result<T, Exit>>,
 ) -> Result<T, Exit> {
@@ -115,7 +115,7 @@ async fn within<T>(
     })
 }
 
-fn code(outcome: Result<Exit, Exit>) -> Exit {
+pub(super) fn code(outcome: Result<Exit, Exit>) -> Exit {
     outcome.unwrap_or_else(|code| code)
 }
 

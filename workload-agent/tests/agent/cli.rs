@@ -516,3 +516,27 @@ async fn watch_shows_each_change_until_the_entitlement_ends() {
         .unwrap();
     assert_eq!(status.code(), Some(3));
 }
+
+#[tokio::test]
+async fn the_log_level_is_shown_changed_and_set_back_in_our_spelling_and_in_spires() {
+    let ca = Ca::start().await;
+    let agent = Agent::start(&ca).await;
+    let socket = agent.admin_socket().to_str().unwrap().to_owned();
+    let json = async |verb: &[&str]| -> serde_json::Value {
+        let done = run(&[verb, &["--admin-socket", &socket, "-o", "json"]].concat()).await;
+        assert!(done.status.success(), "{done:?}");
+        serde_json::from_slice(&done.stdout).unwrap()
+    };
+    let now = |level: &str| serde_json::json!({ "currentLevel": level, "launchLevel": "info" });
+    assert_eq!(json(&["log-level", "show"]).await, now("info"));
+    let debug = ["log-level", "set", "--level", "debug"];
+    assert_eq!(json(&debug).await, now("debug"));
+    assert_eq!(json(&["logger", "get"]).await, now("debug"));
+    let table = run(&["logger", "get", "--socketPath", &socket]).await;
+    assert_eq!(out(&table), "Log level   debug\nConfigured  info\n");
+    assert_eq!(json(&["log-level", "reset"]).await, now("info"));
+    let loud = run(&["log-level", "set", "--level", "loud"]).await;
+    assert_eq!(loud.status.code(), Some(2), "{loud:?}");
+    let nobody = ["log-level", "show", "--admin-socket", "/nowhere/admin.sock"];
+    assert_eq!(run(&nobody).await.status.code(), Some(4));
+}

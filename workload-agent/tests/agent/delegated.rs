@@ -233,6 +233,34 @@ async fn a_process_that_is_named_is_looked_at_by_the_agent_and_its_end_ends_the_
 }
 
 #[tokio::test]
+async fn a_process_that_is_named_and_becomes_another_program_is_judged_again_though_nothing_else_changed()
+ {
+    let ca = Ca::start().await;
+    ca.entry("d", "/delegate", &[&my_uid()]);
+    let shell = std::fs::canonicalize("/bin/sh").unwrap();
+    ca.entry("s", "/shell", &[&format!("unix:path:{}", shell.display())]);
+    let mut child = tokio::process::Command::new(&shell)
+        .args(["-c", "read line && exec sleep 600"])
+        .stdin(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let pid = i32::try_from(child.id().unwrap()).unwrap();
+    let agent = agent(&ca).await;
+    let of_the_shell = |message: &wire::SubscribeToX509sviDsResponse| {
+        ids(message).contains(&"spiffe://dev.test/shell".to_owned())
+    };
+    let mut stream = svids(&agent, &[], pid).await.unwrap();
+    assert!(of_the_shell(&raw(&mut stream).await.unwrap()));
+    let mut line = child.stdin.take().unwrap();
+    tokio::io::AsyncWriteExt::write_all(&mut line, b"\n")
+        .await
+        .unwrap();
+    assert!(!of_the_shell(&raw(&mut stream).await.unwrap()));
+    assert!(child.try_wait().unwrap().is_none(), "it lives");
+}
+
+#[tokio::test]
 async fn a_delegate_is_given_tokens_and_every_bundle_of_the_agent() {
     let ca = Ca::start().await;
     ca.entry("d", "/delegate", &[&my_uid()]);

@@ -21,15 +21,20 @@ use hyper_util::rt::TokioIo;
 use nix::unistd::Gid;
 use proto::{
     convert::workload::X509Context,
+    envoy::service::{
+        discovery::v3::DiscoveryRequest,
+        secret::v3::secret_discovery_service_client::SecretDiscoveryServiceClient,
+    },
     spiffe::workload::{self as wire, spiffe_workload_api_client::SpiffeWorkloadApiClient},
 };
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
     Code, Status, Streaming,
-    transport::{Endpoint, Uri},
+    transport::{Channel, Endpoint, Uri},
 };
 
 use crate::{
@@ -128,7 +133,7 @@ impl Helper {
     }
 
     /// Its connection, used by us.
-    async fn client(&mut self) -> SpiffeWorkloadApiClient<tonic::transport::Channel> {
+    async fn client(&mut self) -> SpiffeWorkloadApiClient<Channel> {
         over(self.connection.take().unwrap()).await.unwrap()
     }
 
@@ -169,7 +174,13 @@ pub(crate) fn receive_fd(line: &UnixStream) -> UnixStream {
 /// A client on a connection that somebody else made.
 pub(crate) async fn over(
     connection: UnixStream,
-) -> Result<SpiffeWorkloadApiClient<tonic::transport::Channel>, tonic::transport::Error> {
+) -> Result<SpiffeWorkloadApiClient<Channel>, tonic::transport::Error> {
+    channel_over(connection)
+        .await
+        .map(SpiffeWorkloadApiClient::new)
+}
+
+async fn channel_over(connection: UnixStream) -> Result<Channel, tonic::transport::Error> {
     connection.set_nonblocking(true).unwrap();
     let mut connection = Some(TokioIo::new(
         tokio::net::UnixStream::from_std(connection).unwrap(),
@@ -179,12 +190,11 @@ pub(crate) async fn over(
         async move { once.ok_or_else(|| std::io::Error::other("there is only one connection")) }
     });
     let endpoint = Endpoint::from_static("http://agent");
-    let channel = endpoint.connect_with_connector(connector).await?;
-    Ok(SpiffeWorkloadApiClient::new(channel))
+    endpoint.connect_with_connector(connector).await
 }
 
 pub(crate) async fn open(
-    client: &mut SpiffeWorkloadApiClient<tonic::transport::Channel>,
+    client: &mut SpiffeWorkloadApiClient<Channel>,
 ) -> Result<Streaming<wire::X509svidResponse>, Status> {
     Ok(client
         .fetch_x509svid(with_header(wire::X509svidRequest {}))
@@ -194,7 +204,7 @@ pub(crate) async fn open(
 
 /// The stream, as soon as the caller has an identity.
 async fn opened(
-    client: &mut SpiffeWorkloadApiClient<tonic::transport::Channel>,
+    client: &mut SpiffeWorkloadApiClient<Channel>,
 ) -> Streaming<wire::X509svidResponse> {
     let mut stream = None;
     eventually("it has its identity", async || {
@@ -384,6 +394,34 @@ async fn ag_01_a_process_that_became_another_program_with_an_identity_gets_that_
     assert_eq!(paths(&next(&mut stream).await.unwrap()), ["/first"]);
     helper.go_on();
     assert_eq!(paths(&next(&mut stream).await.unwrap()), ["/second"]);
+}
+
+#[tokio::test]
+async fn ag_01_an_envoy_that_became_another_program_loses_its_stream_of_secrets() {
+    let ca = Ca::start().await;
+    let agent = Agent::start(&ca).await;
+    let helper_path = format!("unix:path:{}", agent.dir.path().join("helper").display());
+    ca.entry("first", "/first", &[&helper_path]);
+    let sleep = Path::new("/bin/sleep").canonicalize().unwrap();
+    let uid = nix::unistd::geteuid().as_raw();
+    let mut helper = Helper::start(&agent, uid, sleep.to_str().unwrap());
+    let connection = helper.connection.take().unwrap();
+    let channel = channel_over(connection).await.unwrap();
+    opened(&mut SpiffeWorkloadApiClient::new(channel.clone())).await;
+    let (asks, coming) = tokio::sync::mpsc::channel(1);
+    let ask = DiscoveryRequest {
+        resource_names: vec!["default".into()],
+        ..DiscoveryRequest::default()
+    };
+    asks.send(ask).await.unwrap();
+    let answers = SecretDiscoveryServiceClient::new(channel)
+        .stream_secrets(ReceiverStream::new(coming))
+        .await;
+    let mut answers = answers.unwrap().into_inner();
+    assert_eq!(raw(&mut answers).await.unwrap().resources.len(), 1);
+    helper.go_on();
+    let status = raw(&mut answers).await.unwrap_err();
+    assert_eq!(status.code(), Code::PermissionDenied, "{status}");
 }
 
 #[tokio::test]

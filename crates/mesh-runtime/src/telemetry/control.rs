@@ -83,6 +83,22 @@ impl fmt::Debug for LogControl {
     }
 }
 
+/// Reads a level as people write it, in our words or in SPIRE's; for the command line.
+///
+/// # Errors
+/// What can be written, when it is none of these.
+pub fn level_of(text: &str) -> Result<LevelFilter, &'static str> {
+    match text.to_ascii_lowercase().as_str() {
+        "off" | "panic" | "fatal" => Ok(LevelFilter::OFF),
+        "error" => Ok(LevelFilter::ERROR),
+        "warn" | "warning" => Ok(LevelFilter::WARN),
+        "info" => Ok(LevelFilter::INFO),
+        "debug" => Ok(LevelFilter::DEBUG),
+        "trace" => Ok(LevelFilter::TRACE),
+        _ => Err("write off, error, warn, info, debug or trace"),
+    }
+}
+
 fn of_parts(level: LevelFilter, parts: &[&str]) -> String {
     let others = level.min(LevelFilter::INFO);
     let mut filter = others.to_string();
