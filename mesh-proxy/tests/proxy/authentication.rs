@@ -235,3 +235,88 @@ async fn mesh_c1_60_a_token_that_is_not_good_is_refused_and_a_good_one_is_what_p
             .starts_with("HTTP/1.1 401")
     );
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_ends_with_the_token_by_which_it_was_let_in() {
+    let signer = JwtSigner::new("k1");
+    let pair = Pair::start("").await;
+    let file = pair.world.write("keys.json", &keys(&signer));
+    let text = document(
+        "RequestAuthentication",
+        "login",
+        &format!(
+            "{{ jwtRules: [ {{ issuer: \"{ISSUER}\", jwksUri: \"file://{}\" }} ] }}",
+            file.display()
+        ),
+    ) + &document(
+        "AuthorizationPolicy",
+        "staff",
+        "{ rules: [ { from: [ { source: { requestPrincipals: [\"https://login.test/ann\"] } } ] } ] }",
+    );
+    pair.policy(&text);
+    eventually("the policy is in force", || {
+        pair.pay.log().contains("generation=2").then_some(())
+    })
+    .await;
+    let seconds = now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap()
+        .as_secs();
+    // It counts for as long as clocks may differ; two seconds of that are left.
+    let ends = seconds + 2 - mesh_identity::jwt::LEEWAY.as_secs();
+    let shown = token(&signer, &json!({ "exp": ends }));
+
+    let (sender, frames) = tokio::sync::mpsc::channel::<
+        Result<http_body::Frame<bytes::Bytes>, std::convert::Infallible>,
+    >(4);
+    let body = http_body_util::StreamBody::new(tokio_stream::wrappers::ReceiverStream::new(frames));
+    let stream = TcpStream::connect(pair.shop.door("outbound.pay"))
+        .await
+        .unwrap();
+    let (mut client, connection) = hyper::client::conn::http2::handshake(
+        hyper_util::rt::TokioExecutor::new(),
+        hyper_util::rt::TokioIo::new(stream),
+    )
+    .await
+    .unwrap();
+    tokio::spawn(connection);
+    let request = hyper::Request::post("http://pay/svc.Echo/Stream")
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .header("authorization", format!("Bearer {shown}"))
+        .body(body)
+        .unwrap();
+    let mut answer = client.send_request(request).await.unwrap();
+    assert!(
+        !answer.headers().contains_key("x-finial-error"),
+        "{answer:?}"
+    );
+    let said = || {
+        Ok(http_body::Frame::data(bytes::Bytes::from_static(
+            b"message",
+        )))
+    };
+    sender.send(said()).await.unwrap();
+    let back = http_body_util::BodyExt::frame(&mut answer)
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(
+        back.into_data().unwrap(),
+        "message",
+        "it is carried while the token counts"
+    );
+    let end =
+        async { while let Some(Ok(_)) = http_body_util::BodyExt::frame(&mut answer).await {} };
+    tokio::time::timeout(Duration::from_secs(8), end)
+        .await
+        .expect("it ends with its token");
+    let line = pair.pay.line(|l| l["path"] == "/svc.Echo/Stream").await;
+    assert_eq!(line["error"], "FNL3031", "{line}");
+    assert!(
+        pair.pay
+            .audit()
+            .iter()
+            .any(|r| r["action"] == "connection.cut")
+    );
+}

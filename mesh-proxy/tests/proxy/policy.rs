@@ -378,3 +378,56 @@ async fn mesh_c1_15_conditions_see_the_headers_and_addresses_that_the_applicatio
         "a header's value is not shown: {denied}"
     );
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn mesh_c1_66_half_a_file_a_swapped_link_and_a_kill_leave_the_old_policy_or_none() {
+    let mut pair = Pair::start(&allow(SHOP_ANYTHING)).await;
+    let path = pair.world.path("policy.yaml");
+    let whole = allow(SHOP_ANYTHING) + &deny("to: [ { operation: { paths: [\"/b\"] } } ]");
+
+    // As Kubernetes mounts a ConfigMap: the file is a link over a link that is swapped.
+    let dirs = ["one", "two"].map(|name| pair.world.path(name));
+    for (dir, text) in dirs.iter().zip([&allow(SHOP_ANYTHING), &whole]) {
+        std::fs::create_dir(dir).unwrap();
+        std::fs::write(dir.join("policy.yaml"), text).unwrap();
+    }
+    let link = |to: &std::path::Path, at: &std::path::Path| {
+        let beside = std::path::PathBuf::from(format!("{}.link", at.display()));
+        std::os::unix::fs::symlink(to, &beside).unwrap();
+        std::fs::rename(&beside, at).unwrap();
+    };
+    let data = pair.world.path("..data");
+    link(&dirs[0], &data);
+    link(&data.join("policy.yaml"), &path);
+    assert!(pair.get("/b").await.starts_with("HTTP/1.1 200"));
+    link(&dirs[1], &data);
+    eventually("the new policy is in force", || {
+        pair.pay.log().contains("rules=2").then_some(())
+    })
+    .await;
+    assert!(pair.get("/b").await.starts_with("HTTP/1.1 403"));
+
+    // Half of a file is no file: what was in force stays.
+    let half = &whole[..whole.len() - 30];
+    std::fs::write(dirs[1].join("policy.yaml"), half).unwrap();
+    eventually("half a file is refused", || {
+        pair.pay.log().contains("FNL3051").then_some(())
+    })
+    .await;
+    assert!(pair.get("/a").await.starts_with("HTTP/1.1 200"));
+    assert!(pair.get("/b").await.starts_with("HTTP/1.1 403"));
+
+    // Killed in between, it begins again with half a file, and so with nothing.
+    pair.pay.child.kill().unwrap();
+    pair.pay.child.wait().unwrap();
+    let doors = format!(
+        "inbound: {{ listen: \"127.0.0.1:0\", application: \"{}\" }}\npolicy: {{ file: \"{}\" }}",
+        pair.application.address,
+        path.display()
+    );
+    let again = crate::world::Proxy::start(&pair.world, "again", &pair.pay_agent, &doors).await;
+    let ask = b"GET /a HTTP/1.1\r\nHost: pay\r\n\r\n";
+    let answer = pair.world.raw("shop", again.door("inbound"), ask, 0).await;
+    assert!(answer.starts_with("HTTP/1.1 403"), "{answer}");
+    assert!(answer.contains("FNL3002"), "{answer}");
+}
