@@ -31,6 +31,12 @@ const MOST_AHEAD: usize = 1000;
 const SHORTEST_REST: Duration = Duration::from_millis(500);
 /// Pauses after failures grow from the first to the second.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// More than any pause after a failure is: whoever would wait so long has seen the clock go back.
+const NO_PAUSE_IS_LONGER: Duration = Duration::from_secs(2 * 60);
+/// A clock that was set is noticed within this time.
+const LOOK_AGAIN: Duration = Duration::from_secs(30);
+/// How far the clock of the CA may be ahead of ours before its SVIDs look as if they were of the future.
+const AHEAD: Duration = Duration::from_secs(60);
 /// The same when the CA itself does not answer.
 const RETRY_CALL: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(15));
 
@@ -147,10 +153,12 @@ struct Failure {
 }
 
 impl Failures {
-    fn retry_at(&self, entry: &Arc<Entry>) -> Option<SystemTime> {
-        // A changed entry is a new question.
+    fn retry_at(&self, entry: &Arc<Entry>, now: SystemTime) -> Option<SystemTime> {
         let failure = self.by_entry.get(&entry.id)?;
-        (failure.entry.revision == entry.revision).then_some(failure.retry_at)
+        // A changed entry is a new question, and after a clock that went back the pause has no meaning any more.
+        let counts = failure.entry.revision == entry.revision
+            && failure.retry_at < now + NO_PAUSE_IS_LONGER;
+        counts.then_some(failure.retry_at)
     }
 
     fn failed(&mut self, entry: &Arc<Entry>, now: SystemTime, random: &Random) {
@@ -213,13 +221,18 @@ pub fn plan(
             .filter(|held| held.svid.not_after() > now);
         let renew_at = match held {
             None => now,
-            Some(held) if !made_the_same(&held.entry, entry) || view.is_distrusted(&entry.id) => {
+            Some(held)
+                if !made_the_same(&held.entry, entry)
+                    || view.is_distrusted(&entry.id)
+                    // The clock went back: that of the CA decides whether there is a better one.
+                    || held.svid.not_before() > now + AHEAD =>
+            {
                 now
             }
             Some(held) => held.renew_at,
         };
         let at = failures
-            .retry_at(entry)
+            .retry_at(entry, now)
             .map_or(renew_at, |retry| retry.max(renew_at));
         if at > now {
             wake(at);
@@ -271,6 +284,7 @@ pub async fn run<S: Sign>(
         random: Random::new(),
     };
     let quiet = Repetition::new("svid rotation");
+    // A rest is counted by the monotonic clock: it does not grow when the wall clock goes back.
     let (mut failed_calls, mut rest_until, mut last_look) = (0, None, clock.now());
     loop {
         let now = clock.now();
@@ -284,8 +298,8 @@ pub async fn run<S: Sign>(
         );
         last_look = now;
         plan.withdraw(&vault);
-        let resting = rest_until.is_some_and(|until| now < until);
-        if !plan.renew.is_empty() && !resting {
+        let resting = rest_until.filter(|until| clock.monotonic() < *until);
+        if !plan.renew.is_empty() && resting.is_none() {
             let entries: Vec<_> = plan
                 .renew
                 .iter()
@@ -304,17 +318,17 @@ pub async fn run<S: Sign>(
                     quiet.failed(&error);
                     let pause = renewal.random.around(grown(RETRY_CALL, failed_calls), 0.25);
                     failed_calls += 1;
-                    rest_until = Some(clock.now() + pause);
+                    rest_until = Some(clock.monotonic() + pause);
                 }
             }
             continue;
         }
-        let wake_at = match (plan.wake_at, rest_until.filter(|_| !plan.renew.is_empty())) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        };
+        let rest = resting.filter(|_| !plan.renew.is_empty());
+        let nap = rest.map_or(LOOK_AGAIN, |until| {
+            until.duration_since(clock.monotonic()).min(LOOK_AGAIN)
+        });
         let timer = async {
-            match wake_at {
+            match plan.wake_at {
                 Some(at) => clock.sleep_until(at).await,
                 None => std::future::pending().await,
             }
@@ -322,6 +336,7 @@ pub async fn run<S: Sign>(
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
             () = timer => {}
+            () = clock.sleep(nap) => {}
             // The senders live in the vault and in upstream, which outlive this loop; should one end, time still wakes us.
             Ok(()) = views.changed() => {}
             Ok(()) = pins.changed() => {}

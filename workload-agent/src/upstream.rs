@@ -208,11 +208,14 @@ impl Upstream {
         let clock = self.bootstrap.clock.clone();
         let quiet = Repetition::new("agent identity");
         loop {
-            let renew_at =
-                rotation::renew_at(clock.now(), self.identity().svid.not_after(), &self.random);
+            let now = clock.now();
+            let renew_at = rotation::renew_at(now, self.identity().svid.not_after(), &self.random);
+            let pause = renew_at.duration_since(now).unwrap_or_default();
             let mut from_scratch = tokio::select! {
                 () = stop.cancelled() => return Ok(()),
                 () = clock.sleep_until(renew_at) => false,
+                // By the monotonic clock too: a wall clock that went back must not let the SVID run out at the CA.
+                () = clock.sleep(pause) => false,
                 () = self.renew_now.notified() => false,
                 () = self.attest_again.notified() => true,
             };

@@ -261,6 +261,31 @@ fn ag_20_a_clock_that_jumps_makes_no_busy_loop() {
 }
 
 #[test]
+fn ag_20_a_clock_that_went_back_renews_what_seems_to_be_of_the_future_and_forgets_pauses() {
+    let mut world = World::new(vec![entry("a"), entry("b")]);
+    world.hold("a", HOUR, HOUR / 2);
+    world.hold("b", HOUR, HOUR / 2);
+    // Both were made an hour before `start`; a clock that is a minute off is no reason.
+    let plan_at = |world: &World, now: SystemTime| {
+        plan(&world.vault.view(), &HashMap::new(), &world.failures, now, now)
+    };
+    assert!(plan_at(&world, start() - HOUR - AHEAD).renew.is_empty());
+    let back = start() - 2 * HOUR;
+    let seen = plan_at(&world, back);
+    assert_eq!(seen.renew.len(), 2);
+    assert!(seen.discard.is_empty(), "what is held is served meanwhile");
+
+    // One that failed just before the clock went back is not silent for the hour that the clock lost.
+    let random = Random::new();
+    let failed = Arc::new(world.entries[0].clone());
+    world.failures.failed(&failed, start(), &random);
+    assert_eq!(plan_at(&world, back).renew.len(), 2);
+    // And one that fails under the new clock rests as always.
+    world.failures.failed(&failed, back, &random);
+    assert_eq!(plan_at(&world, back).renew, [world.entries[1].id.clone()]);
+}
+
+#[test]
 fn pauses_grow_to_a_limit() {
     assert_eq!(grown(RETRY, 0), Duration::from_secs(1));
     assert_eq!(grown(RETRY, 3), Duration::from_secs(8));
