@@ -41,7 +41,10 @@ use self::{
     peer::{Peer, PeerError},
     socket::BoundSocket,
 };
-use crate::{attestor::process::NoProcess, metrics::Metrics};
+use crate::{
+    attestor::process::{NoProcess, Processes},
+    metrics::Metrics,
+};
 
 /// How long a connection may stay silent at its start.
 const FIRST_BYTES: Duration = Duration::from_secs(10);
@@ -86,13 +89,19 @@ pub(crate) async fn serve(
     metrics: Metrics,
     stop: Stop,
 ) -> Result<(), tonic::transport::Error> {
-    // Two descriptors each: the socket and the pidfd.
-    let limits = Limits {
-        max_connections: caps.all,
+    // A descriptor for each connection and one for each process: most processes have one connection, some have many.
+    let descriptors = Limits {
+        max_connections: usize::MAX,
         ..Limits::default()
     }
-    .below_descriptor_limit(2);
-    let per_uid = PerUid::new(caps.per_uid.min(limits.max_connections.div_ceil(2)));
+    .below_descriptor_limit(1)
+    .max_connections;
+    let limits = Limits {
+        max_connections: caps.all.min(descriptors / 5 * 3).max(1),
+        ..Limits::default()
+    };
+    let processes = Processes::with_room(descriptors - limits.max_connections);
+    let per_uid = PerUid::new(caps.per_uid.min(limits.max_connections.div_ceil(8) * 7));
     let (listener, guard) = socket.into_parts();
     let accepting = stop.clone();
     let incoming = Incoming::new(
@@ -101,8 +110,8 @@ pub(crate) async fn serve(
         limits,
         accepting,
         move |stream: UnixStream, permit| {
-            let connection =
-                enter(stream, permit, &per_uid, &admit, &stop).inspect_err(|refused| {
+            let connection = enter(stream, permit, &processes, &per_uid, &admit, &stop)
+                .inspect_err(|refused| {
                     tracing::debug!(door = name, reason = %refused, "connection refused");
                     metrics.refused_connection(refused.label());
                 });
@@ -120,11 +129,12 @@ pub(crate) async fn serve(
 fn enter(
     stream: UnixStream,
     permit: Permit,
+    processes: &Processes,
     per_uid: &PerUid,
     admit: impl Fn(&Peer) -> Result<(), Refused>,
     stop: &Stop,
 ) -> Result<Connection, Refused> {
-    let peer = Peer::of(&stream)?;
+    let peer = Peer::of(&stream, processes)?;
     admit(&peer)?;
     let place = per_uid.take(peer.uid()).ok_or(Refused::TooMany)?;
     let ended = Box::pin({
@@ -168,7 +178,7 @@ impl Refused {
             Self::Peer(PeerError::Credentials(_) | PeerError::Process(NoProcess::Unwatched(_))) => {
                 "no_credentials"
             }
-            Self::TooMany => "too_many",
+            Self::Peer(PeerError::Process(NoProcess::TooMany)) | Self::TooMany => "too_many",
             Self::NotForYou(_) => "not_allowed",
         }
     }

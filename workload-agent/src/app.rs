@@ -150,6 +150,7 @@ impl App {
             metrics.clone(),
             audit.clone(),
             Arc::clone(&tokens),
+            config.limits.streams_per_uid,
             tasks.stopping(),
         ));
         let workload = WorkloadApi::new(Arc::clone(&giving));

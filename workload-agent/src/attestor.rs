@@ -3,6 +3,7 @@
 
 pub mod glance;
 pub mod k8s;
+pub mod known;
 pub mod process;
 pub mod unix;
 
@@ -13,11 +14,16 @@ use std::{
 };
 
 use mesh_identity::Selector;
-use tokio::{sync::Semaphore, task, time};
+use tokio::{
+    sync::Semaphore,
+    task,
+    time::{self, Instant},
+};
 
 use self::{
     glance::Glance,
     k8s::K8sAttestor,
+    known::Sight,
     process::Process,
     unix::{Subject, UnixAttestor},
 };
@@ -63,6 +69,29 @@ pub enum AttestError {
     /// It took too long.
     #[error("looking at the process took longer than {TIME_LIMIT:?}")]
     TooSlow,
+}
+
+/// As whom a process is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Credentials {
+    /// As the socket says whose connection it is; /proc may say something else since.
+    Socket {
+        /// The effective uid at connect.
+        uid: u32,
+        /// The effective gid at connect.
+        gid: u32,
+    },
+    /// As /proc says at this moment, for a process that an administrator names.
+    Current,
+}
+
+impl Credentials {
+    fn turn(self) -> u32 {
+        match self {
+            Self::Socket { uid, .. } => uid,
+            Self::Current => ADMINISTRATORS,
+        }
+    }
 }
 
 /// Which expensive facts anybody asks for.
@@ -113,66 +142,64 @@ impl Attestor {
         }
     }
 
-    /// Looks at the process that holds a connection. Its uid and gid are the socket's, not those of /proc. With the facts comes
-    /// what they rest on: they hold as long as [`Attestor::glance`] finds the same.
+    /// What is known of a process, as it was at `since` or later. Whoever asks for the same process meanwhile gets the same answer;
+    /// where facts are known, a glance that finds the process unchanged is enough.
     ///
     /// # Errors
     /// When the process is gone, or cannot be looked at.
     pub async fn attest(
         &self,
         process: &Process,
-        uid: u32,
-        gid: u32,
+        credentials: Credentials,
         wanted: Wanted,
-    ) -> Result<(Attestation, Glance), AttestError> {
-        let subject = Subject {
-            process: process.clone(),
-            uid: Some(uid),
-            gid: Some(gid),
+        since: Instant,
+    ) -> Result<Sight, AttestError> {
+        let memory = process.memory();
+        if let Some(sight) = memory.since(credentials, wanted, since) {
+            return Ok(sight);
+        }
+        let in_turn = async {
+            let _turn = memory.turn.lock().await;
+            if let Some(sight) = memory.since(credentials, wanted, since) {
+                return Ok(sight);
+            }
+            let sight = self.look(process, credentials, wanted).await?;
+            memory.keep(&sight);
+            Ok(sight)
         };
-        self.look(subject, uid, wanted).await
-    }
-
-    /// Looks at a process that an administrator names; uid and gid are its effective ones of this moment.
-    ///
-    /// # Errors
-    /// When there is no such process, or it cannot be looked at.
-    pub async fn inspect(&self, process: Process) -> Result<(Attestation, Glance), AttestError> {
-        self.look(
-            Subject {
-                process,
-                uid: None,
-                gid: None,
-            },
-            ADMINISTRATORS,
-            Wanted::ALL,
-        )
-        .await
-    }
-
-    /// What the facts of a process rest on now: a few files of the kernel, and no question to the user database. `uid` is
-    /// whose turn this is; none for an administrator's.
-    ///
-    /// # Errors
-    /// When the process is gone, or cannot be looked at.
-    pub async fn glance(&self, process: &Process, uid: Option<u32>) -> Result<Glance, AttestError> {
-        let process = process.clone();
-        self.in_turn(uid.unwrap_or(ADMINISTRATORS), move || Glance::at(&process))
+        time::timeout(TIME_LIMIT, in_turn)
             .await
+            .unwrap_or(Err(AttestError::TooSlow))
     }
 
     async fn look(
         &self,
-        subject: Subject,
-        turn: u32,
+        process: &Process,
+        credentials: Credentials,
         wanted: Wanted,
-    ) -> Result<(Attestation, Glance), AttestError> {
+    ) -> Result<Sight, AttestError> {
+        let (turn, at) = (credentials.turn(), Instant::now());
+        if let Some(known) = process.memory().of(credentials, wanted)
+            && let Some(before) = known.glance()
+        {
+            let process = process.clone();
+            let now = self.in_turn(turn, move || Glance::at(&process)).await;
+            // What cannot be seen does not count: the look that follows says why.
+            if now.is_ok_and(|now| now == *before) {
+                return Ok(known.again(at));
+            }
+        }
         let (unix, k8s) = (Arc::clone(&self.unix), Arc::clone(&self.k8s));
-        self.in_turn(turn, move || find(&unix, &k8s, &subject, wanted))
-            .await
+        let subject = Subject {
+            process: process.clone(),
+            credentials,
+        };
+        let look = self.in_turn(turn, move || find(&unix, &k8s, &subject, wanted));
+        let (found, glance) = look.await?;
+        Ok(Sight::new(found, credentials, wanted, glance, at))
     }
 
-    /// Does what may block, beside what others do, within the time limit.
+    /// Does what may block, beside what others do.
     async fn in_turn<T: Send + 'static>(
         &self,
         turn: u32,
@@ -190,21 +217,16 @@ impl Attestor {
                     .or_insert_with(|| Arc::new(Semaphore::new(AT_A_TIME_PER_UID))),
             )
         };
-        let work = async {
-            let Ok(permit) = turns.acquire_owned().await else {
-                return Err(AttestError::TooSlow);
-            };
-            task::spawn_blocking(move || {
-                // Held by the thread: one that hangs keeps its place and the next ones wait, for this uid alone.
-                let _permit = permit;
-                work()
-            })
-            .await
-            .unwrap_or_else(|join| Err(AttestError::Unreadable(std::io::Error::other(join))))
+        let Ok(permit) = turns.acquire_owned().await else {
+            return Err(AttestError::TooSlow);
         };
-        time::timeout(TIME_LIMIT, work)
-            .await
-            .unwrap_or(Err(AttestError::TooSlow))
+        task::spawn_blocking(move || {
+            // Held by the thread: one that hangs keeps its place and the next ones wait, for this uid alone.
+            let _permit = permit;
+            work()
+        })
+        .await
+        .unwrap_or_else(|join| Err(AttestError::Unreadable(std::io::Error::other(join))))
     }
 }
 

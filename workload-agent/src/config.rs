@@ -263,8 +263,10 @@ impl Default for MetricsOptions {
 pub struct LimitOptions {
     /// Connections on the workload socket, in all. The descriptor limit may lower it.
     pub connections: usize,
-    /// Connections from one uid; at most half of all.
+    /// Connections from one uid; at most seven of eight.
     pub connections_per_uid: usize,
+    /// Open streams and calls of one uid, over all its connections and every way to be given identities.
+    pub streams_per_uid: usize,
     /// The largest program file that gets a `unix:sha256` selector.
     pub executable_size: ByteSize,
 }
@@ -272,8 +274,9 @@ pub struct LimitOptions {
 impl Default for LimitOptions {
     fn default() -> Self {
         Self {
-            connections: 8192,
-            connections_per_uid: 1024,
+            connections: 16384,
+            connections_per_uid: 12288,
+            streams_per_uid: 16384,
             executable_size: ByteSize::from_mib(256),
         }
     }

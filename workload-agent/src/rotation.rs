@@ -156,8 +156,8 @@ impl Failures {
     fn retry_at(&self, entry: &Arc<Entry>, now: SystemTime) -> Option<SystemTime> {
         let failure = self.by_entry.get(&entry.id)?;
         // A changed entry is a new question, and after a clock that went back the pause has no meaning any more.
-        let counts = failure.entry.revision == entry.revision
-            && failure.retry_at < now + NO_PAUSE_IS_LONGER;
+        let counts =
+            failure.entry.revision == entry.revision && failure.retry_at < now + NO_PAUSE_IS_LONGER;
         counts.then_some(failure.retry_at)
     }
 

@@ -12,7 +12,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use mesh_identity::{
     Bundle, BundleSet, Entry, EntryId, Selector, TrustDomain, X509Svid, verify::verify_x509_svid,
 };
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 use zeroize::Zeroizing;
 
 use crate::attestor::Wanted;
@@ -159,6 +159,7 @@ pub struct View {
     svids: Arc<BTreeMap<EntryId, Arc<HeldSvid>>>,
     /// SVIDs that the bundle of today does not verify any more, or by a tainted authority: replaced as soon as possible, served until then.
     distrusted: Arc<BTreeSet<EntryId>>,
+    since: Instant,
 }
 
 /// What a process gets at one moment.
@@ -239,6 +240,11 @@ impl View {
     /// The entries, once the CA has said which they are.
     pub fn roster(&self) -> Option<&Arc<Roster>> {
         self.roster.as_ref()
+    }
+
+    /// Since when it is so.
+    pub fn since(&self) -> Instant {
+        self.since
     }
 
     /// The bundles.
@@ -400,6 +406,7 @@ impl Vault {
             bundles: Arc::default(),
             svids: Arc::default(),
             distrusted: Arc::default(),
+            since: Instant::now(),
         };
         Self {
             view: watch::Sender::new(Arc::new(view)),
@@ -529,6 +536,7 @@ impl Vault {
         let _writer = self.serial.lock().unwrap_or_else(PoisonError::into_inner);
         let mut view = (*self.view()).clone();
         change(&mut view);
+        view.since = Instant::now();
         self.view.send_replace(Arc::new(view));
     }
 }

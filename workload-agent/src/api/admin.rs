@@ -12,13 +12,13 @@ use proto::{
     },
     spire::api::types,
 };
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 use tonic::{Request, Response, Status};
 
 use super::{LARGEST_REQUEST, Refused, peer::Peer};
 use crate::{
     attestor::{
-        AttestError, Attestor,
+        AttestError, Attestor, Credentials, Wanted,
         process::{NoProcess, Process},
     },
     explain::{self, Explanation},
@@ -114,21 +114,20 @@ impl Explain for AdminApi {
             NoProcess::Gone => gone(),
             error => Status::unavailable(ErrorChain(&error).to_string()),
         })?;
-        let (attestation, _) =
+        let found =
             self.attestor
-                .inspect(process)
-                .await
-                .map_err(|error| match error {
-                    AttestError::Gone => gone(),
-                    error => Status::unavailable(ErrorChain(&error).to_string()),
-                })?;
+                .attest(&process, Credentials::Current, Wanted::ALL, Instant::now());
+        let sight = found.await.map_err(|error| match error {
+            AttestError::Gone => gone(),
+            error => Status::unavailable(ErrorChain(&error).to_string()),
+        })?;
         let (view, own, now) = (
             self.vault.view(),
             self.own.borrow().clone(),
             self.clock.now(),
         );
         let explanation = explain::explain(
-            attestation,
+            sight.attestation().clone(),
             view.roster().map(|roster| &**roster),
             own.id.as_ref(),
             now,

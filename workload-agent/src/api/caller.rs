@@ -19,14 +19,11 @@ use tonic::{Request, Status};
 
 use super::{PerUid, Place, correlation_id, peer::Peer};
 use crate::{
-    attestor::{AttestError, Attestor, Wanted, glance::Glance, process::Process},
+    attestor::{AttestError, Attestor, Credentials, Wanted, known::Sight},
     metrics::Metrics,
     tokens::Tokens,
     vault::Vault,
 };
-
-/// Streams and calls of one uid at a time, over all its connections and every door that gives out identities.
-const STREAMS_PER_UID: usize = 4096;
 
 /// What each door that gives out identities works with.
 #[derive(Debug)]
@@ -51,6 +48,7 @@ impl Parts {
         metrics: Metrics,
         audit: Option<AuditLog>,
         tokens: Arc<Tokens>,
+        streams_per_uid: usize,
         stop: Stop,
     ) -> Self {
         Self {
@@ -58,7 +56,7 @@ impl Parts {
             attestor,
             clock,
             metrics,
-            streams: PerUid::new(STREAMS_PER_UID),
+            streams: PerUid::new(streams_per_uid),
             denials: Denials::default(),
             audit,
             tokens,
@@ -79,62 +77,14 @@ impl Parts {
     }
 }
 
-/// How long facts count without another glance at their process.
-const GLANCE_EVERY: Duration = Duration::from_secs(4);
-
-/// What the facts of a process rested on, and when that was seen.
-#[derive(Debug)]
-pub(super) struct Seen {
-    glance: Glance,
-    wanted: Wanted,
-    at: Instant,
-}
-
-impl Seen {
-    pub(super) fn now(glance: Glance, wanted: Wanted) -> Self {
-        Self {
-            glance,
-            wanted,
-            at: Instant::now(),
-        }
-    }
-
-    /// When the next glance is due.
-    pub(super) fn due(&self) -> Instant {
-        self.at + GLANCE_EVERY
-    }
-
-    /// Whether the facts that were found then still hold: no more is wanted, and the process is what it was. The kernel is asked
-    /// when the next glance is due, and not before.
-    pub(super) async fn holds(
-        &mut self,
-        attestor: &Attestor,
-        process: &Process,
-        uid: Option<u32>,
-        wanted: Wanted,
-    ) -> bool {
-        if !self.wanted.covers(wanted) {
-            return false;
-        }
-        if Instant::now() < self.due() {
-            return true;
-        }
-        // What cannot be seen does not count: the look that follows says why.
-        let same = attestor
-            .glance(process, uid)
-            .await
-            .is_ok_and(|glance| glance == self.glance);
-        self.at = Instant::now();
-        same
-    }
-}
+/// Nothing is known of a process that nobody has looked at.
+static NO_FACTS: BTreeSet<Selector> = BTreeSet::new();
 
 /// The process at the other end.
 pub(super) struct Caller {
     pub(super) parts: Arc<Parts>,
     pub(super) peer: Peer,
-    pub(super) facts: BTreeSet<Selector>,
-    seen: Option<Seen>,
+    sight: Option<Sight>,
 }
 
 impl Caller {
@@ -143,47 +93,52 @@ impl Caller {
         Self {
             parts,
             peer,
-            facts: BTreeSet::new(),
-            seen: None,
+            sight: None,
         }
+    }
+
+    /// What is known of it.
+    pub(super) fn facts(&self) -> &BTreeSet<Selector> {
+        self.sight.as_ref().map_or(&NO_FACTS, Sight::facts)
     }
 
     /// When [`Caller::keep_up`] has to be called again.
     pub(super) fn due(&self) -> Option<Instant> {
-        self.seen.as_ref().map(Seen::due)
+        self.sight.as_ref().map(Sight::due)
     }
 
     /// Attests the process again if its facts may not hold any more.
     pub(super) async fn keep_up(&mut self, wanted: Wanted) -> Result<(), Status> {
-        let (process, uid) = (self.peer.process(), Some(self.peer.uid()));
-        if let Some(seen) = &mut self.seen
-            && seen.holds(&self.parts.attestor, process, uid, wanted).await
-        {
-            return Ok(());
+        match &self.sight {
+            Some(sight) if sight.counts(wanted) => Ok(()),
+            _ => self.look_since(wanted, Sight::recently()).await,
         }
-        self.look(wanted).await
     }
 
     /// Attests the process.
     pub(super) async fn look(&mut self, wanted: Wanted) -> Result<(), Status> {
-        let started = Instant::now();
-        let found = self
-            .parts
-            .attestor
-            .attest(
-                self.peer.process(),
-                self.peer.uid(),
-                self.peer.gid(),
-                wanted,
-            )
-            .await;
+        self.look_since(wanted, Instant::now()).await
+    }
+
+    /// Attests the process, unless that was done at `since` or later for another of its calls.
+    pub(super) async fn look_since(
+        &mut self,
+        wanted: Wanted,
+        since: Instant,
+    ) -> Result<(), Status> {
+        let credentials = Credentials::Socket {
+            uid: self.peer.uid(),
+            gid: self.peer.gid(),
+        };
+        let (started, process) = (Instant::now(), self.peer.process());
+        let attestor = &self.parts.attestor;
+        let found = attestor.attest(process, credentials, wanted, since).await;
         self.parts
             .metrics
             .attested(started.elapsed(), found.as_ref().err().map(label));
         match found {
-            Ok((found, glance)) => {
-                self.facts = found.facts;
-                self.seen = Some(Seen::now(glance, wanted));
+            Ok(sight) => {
+                self.sight = Some(sight);
                 Ok(())
             }
             Err(AttestError::Gone) => Err(gone()),
@@ -225,7 +180,7 @@ impl Caller {
         let mut actor = Actor::workload("")
             .authn("uds")
             .process(self.peer.uid(), Some(self.peer.process().pid()));
-        let path = self.facts.iter().find_map(|fact| {
+        let path = self.facts().iter().find_map(|fact| {
             (fact.kind() == "unix")
                 .then(|| fact.value().strip_prefix("path:"))
                 .flatten()

@@ -30,12 +30,13 @@ use self::{
 };
 use super::{
     LARGEST_REQUEST, Place,
-    caller::{Caller, Parts, Seen, gone, stopping},
+    caller::{Caller, Parts, gone, stopping},
     sleep_until,
 };
 use crate::{
     attestor::{
-        AttestError, Wanted,
+        AttestError, Credentials, Wanted,
+        known::Sight,
         process::{NoProcess, Process},
     },
     metrics::OpenStream,
@@ -149,7 +150,7 @@ impl Delegate {
     }
 
     fn authorize(&self, view: &View) -> Result<(), Status> {
-        match view.entitled(&self.caller.facts, self.caller.parts.clock.now()) {
+        match view.entitled(self.caller.facts(), self.caller.parts.clock.now()) {
             Standing::NotSynced | Standing::NothingReady { .. } => Err(not_synced(&self.caller)),
             Standing::NoIdentity => Err(self.caller.no_identity(self.method)),
             Standing::Ready(own)
@@ -184,9 +185,7 @@ pub(super) enum Subject {
         /// The process.
         process: Process,
         /// What is known of it.
-        facts: BTreeSet<Selector>,
-        /// What that rests on.
-        seen: Option<Seen>,
+        sight: Sight,
     },
 }
 
@@ -202,17 +201,12 @@ impl Subject {
             (true, 1..) => {
                 let process = Process::open(pid).map_err(|error| match error {
                     NoProcess::Gone => ended(),
-                    NoProcess::Unwatched(_) => {
+                    NoProcess::Unwatched(_) | NoProcess::TooMany => {
                         Status::unavailable("the process that was named cannot be held")
                     }
                 })?;
-                let mut subject = Self::Held {
-                    process,
-                    facts: BTreeSet::new(),
-                    seen: None,
-                };
-                subject.look(parts).await?;
-                Ok(subject)
+                let sight = look(parts, &process, Instant::now()).await?;
+                Ok(Self::Held { process, sight })
             }
             _ => Err(Status::invalid_argument(
                 "must provide either selectors or a positive pid, and not both",
@@ -220,52 +214,36 @@ impl Subject {
         }
     }
 
-    /// Looks at the process, again if it was looked at before.
-    async fn look(&mut self, parts: &Parts) -> Result<(), Status> {
-        if let Self::Held {
-            process,
-            facts,
-            seen,
-        } = self
-        {
-            let found = parts.attestor.inspect(process.clone()).await;
-            let found = found.map_err(|error| match error {
-                AttestError::Gone => ended(),
-                _ => Status::unavailable("the process that was named could not be attested"),
-            })?;
-            let (found, glance) = found;
-            (*facts, *seen) = (found.facts, Some(Seen::now(glance, Wanted::ALL)));
+    /// Looks at the process again, unless that was done at `since` or later.
+    async fn look_since(&mut self, parts: &Parts, since: Instant) -> Result<(), Status> {
+        if let Self::Held { process, sight } = self {
+            *sight = look(parts, process, since).await?;
         }
         Ok(())
     }
 
     /// Looks at the process again if its facts may not hold any more.
     async fn keep_up(&mut self, parts: &Parts) -> Result<(), Status> {
-        if let Self::Held {
-            process,
-            seen: Some(seen),
-            ..
-        } = self
-            && seen
-                .holds(&parts.attestor, process, None, Wanted::ALL)
-                .await
-        {
-            return Ok(());
+        match self {
+            Self::Held { sight, .. } if !sight.counts(Wanted::ALL) => {
+                self.look_since(parts, Sight::recently()).await
+            }
+            _ => Ok(()),
         }
-        self.look(parts).await
     }
 
     /// When [`Subject::keep_up`] has to be called again.
     fn due(&self) -> Option<Instant> {
         match self {
             Self::Vouched(_) => None,
-            Self::Held { seen, .. } => seen.as_ref().map(Seen::due),
+            Self::Held { sight, .. } => Some(sight.due()),
         }
     }
 
     fn facts(&self) -> &BTreeSet<Selector> {
         match self {
-            Self::Vouched(facts) | Self::Held { facts, .. } => facts,
+            Self::Vouched(facts) => facts,
+            Self::Held { sight, .. } => sight.facts(),
         }
     }
 
@@ -335,9 +313,13 @@ impl<S: Source> Open<S> {
             let (mut state, mut patience) = self.source.state(&parts, &view);
             if self.told.as_ref().is_some_and(|told| *told != state) {
                 // Both may have become other programs since the last message (M10 b): no new key before a new look.
-                self.delegate.look(&view).await?;
+                self.delegate
+                    .caller
+                    .look_since(view.wanted(), view.since())
+                    .await?;
+                self.delegate.authorize(&view)?;
                 if let Some(subject) = self.source.subject() {
-                    subject.look(&parts).await?;
+                    subject.look_since(&parts, view.since()).await?;
                 }
                 (state, patience) = self.source.state(&parts, &view);
             }
@@ -377,6 +359,16 @@ impl<S: Source> Open<S> {
             }
         }
     }
+}
+
+async fn look(parts: &Parts, process: &Process, since: Instant) -> Result<Sight, Status> {
+    let found = parts
+        .attestor
+        .attest(process, Credentials::Current, Wanted::ALL, since);
+    found.await.map_err(|error| match error {
+        AttestError::Gone => ended(),
+        _ => Status::unavailable("the process that was named could not be attested"),
+    })
 }
 
 async fn exited(process: Option<&Process>) {

@@ -9,7 +9,7 @@ use nix::{
 };
 use tokio::net::UnixStream;
 
-use crate::attestor::process::{NoProcess, Process};
+use crate::attestor::process::{NoProcess, Process, Processes};
 
 /// The process that connected. Clones share the pidfd.
 #[derive(Clone)]
@@ -34,11 +34,11 @@ pub enum PeerError {
 }
 
 impl Peer {
-    /// Reads the credentials of a connected socket.
+    /// Reads the credentials of a connected socket. Its process is the one among `processes`, if it has other connections.
     ///
     /// # Errors
     /// When the kernel does not say, or when the process cannot be held.
-    pub fn of(stream: &UnixStream) -> Result<Self, PeerError> {
+    pub fn of(stream: &UnixStream, processes: &Processes) -> Result<Self, PeerError> {
         let credentials = getsockopt(&stream.as_fd(), sockopt::PeerCredentials)
             .map_err(|errno| PeerError::Credentials(errno.into()))?;
         let pid = credentials.pid();
@@ -56,7 +56,7 @@ impl Peer {
             Err(errno) => return Err(PeerError::Credentials(errno.into())),
         };
         Ok(Self {
-            process: Process::held(pid, pidfd)?,
+            process: processes.hold(pid, pidfd)?,
             uid: credentials.uid(),
             gid: credentials.gid(),
         })

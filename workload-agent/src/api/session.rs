@@ -146,13 +146,13 @@ impl<T: Follow> Session<T> {
             // It may be another program by now, in other groups or another cgroup, and nothing else has changed.
             self.caller.keep_up(view.wanted()).await?;
             let mut standing =
-                T::standing(&view, &self.caller.facts, self.caller.parts.clock.now());
+                T::standing(&view, self.caller.facts(), self.caller.parts.clock.now());
             if let (Some(told), Standing::Ready(state)) = (&self.told, &standing)
                 && told != state
             {
                 // The process may have become another program since the last message (M10 b): no new key before a new look.
-                self.look().await?;
-                standing = T::standing(&view, &self.caller.facts, self.caller.parts.clock.now());
+                self.caller.look_since(view.wanted(), view.since()).await?;
+                standing = T::standing(&view, self.caller.facts(), self.caller.parts.clock.now());
             }
             if !self.caller.peer.process().is_alive() {
                 return Err(gone());

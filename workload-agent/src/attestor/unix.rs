@@ -18,7 +18,7 @@ use mesh_identity::Selector;
 use nix::unistd::{Gid, Group, Uid, User};
 
 use super::{
-    Attestation, Failed, Wanted,
+    Attestation, Credentials, Failed, Wanted,
     glance::{FileKey, Glance},
     process::Process,
 };
@@ -32,9 +32,7 @@ const MOST_GROUPS: usize = 1024;
 #[derive(Clone, Debug)]
 pub(super) struct Subject {
     pub(super) process: Process,
-    /// From the socket; without one, what /proc says now.
-    pub(super) uid: Option<u32>,
-    pub(super) gid: Option<u32>,
+    pub(super) credentials: Credentials,
 }
 
 /// Finds the `unix:` selectors.
@@ -60,10 +58,10 @@ impl UnixAttestor {
             failed: Vec::new(),
         };
         let status = &seen.status;
-        let (uid, gid) = (
-            subject.uid.unwrap_or(status.euid),
-            subject.gid.unwrap_or(status.egid),
-        );
+        let (uid, gid) = match subject.credentials {
+            Credentials::Socket { uid, gid } => (uid, gid),
+            Credentials::Current => (status.euid, status.egid),
+        };
         found.add("uid", &uid.to_string());
         found.add("gid", &gid.to_string());
         // Names come from the node's user database; a uid without a name is no failure.

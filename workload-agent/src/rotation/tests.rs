@@ -267,7 +267,13 @@ fn ag_20_a_clock_that_went_back_renews_what_seems_to_be_of_the_future_and_forget
     world.hold("b", HOUR, HOUR / 2);
     // Both were made an hour before `start`; a clock that is a minute off is no reason.
     let plan_at = |world: &World, now: SystemTime| {
-        plan(&world.vault.view(), &HashMap::new(), &world.failures, now, now)
+        plan(
+            &world.vault.view(),
+            &HashMap::new(),
+            &world.failures,
+            now,
+            now,
+        )
     };
     assert!(plan_at(&world, start() - HOUR - AHEAD).renew.is_empty());
     let back = start() - 2 * HOUR;

@@ -35,7 +35,7 @@ pub(super) async fn fetch(
         })?),
     };
     let now = caller.parts.clock.now();
-    let mut entitled = match view.entitled(&caller.facts, now) {
+    let mut entitled = match view.entitled(caller.facts(), now) {
         Standing::Ready(entitled) => entitled,
         Standing::NoIdentity => return Err(caller.no_identity("FetchJWTSVID")),
         Standing::NotSynced | Standing::NothingReady { .. } => return Err(not_synced(&caller)),
@@ -89,7 +89,7 @@ pub(super) async fn validate(
     }
     let now = caller.parts.clock.now();
     let own = view.trust_domain();
-    let bundles: BundleSet = match view.bundles_for(&caller.facts, now) {
+    let bundles: BundleSet = match view.bundles_for(caller.facts(), now) {
         Standing::Ready(state) => state.bundles.into_values().collect(),
         Standing::NoIdentity => view
             .bundles()

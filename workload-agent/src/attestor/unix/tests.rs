@@ -17,8 +17,7 @@ const LIMIT: u64 = 1 << 30;
 fn subject(pid: u32) -> Subject {
     Subject {
         process: Process::open(i32::try_from(pid).unwrap()).unwrap(),
-        uid: None,
-        gid: None,
+        credentials: Credentials::Current,
     }
 }
 
@@ -83,7 +82,10 @@ async fn this_process_is_found_with_uid_gid_path_and_digest() {
 #[tokio::test]
 async fn the_uid_of_the_socket_counts_and_not_the_one_in_proc() {
     let mut subject = subject(std::process::id());
-    (subject.uid, subject.gid) = (Some(4242), Some(4243));
+    subject.credentials = Credentials::Socket {
+        uid: 4242,
+        gid: 4243,
+    };
     let found = attest(&UnixAttestor::new(LIMIT), &subject, Wanted::default()).unwrap();
     assert_eq!(
         (values(&found, "uid"), values(&found, "gid")),
@@ -119,8 +121,7 @@ async fn a_zombie_is_nobody() {
     // Not waited for: /proc/PID is still there.
     let subject = Subject {
         process,
-        uid: None,
-        gid: None,
+        credentials: Credentials::Current,
     };
     assert!(matches!(
         attest(&UnixAttestor::new(LIMIT), &subject, Wanted::ALL),
