@@ -1,4 +1,5 @@
-//! How long a process waits for its identity, how fast a new entry reaches the socket, and what an idle agent holds in memory.
+//! How long a process waits for its identity, how fast a new entry reaches the socket, what ten thousand streams cost, and what an
+//! idle agent holds in memory.
 //! Trusts the tests' CA, which really signs. Run: `cargo bench -p workload-agent`.
 
 #![expect(clippy::unwrap_used, reason = "a measurement that cannot go on ends")]
@@ -15,7 +16,8 @@ use std::time::{Duration, Instant};
 use tonic::Code;
 
 use ca::Ca;
-use rig::{Agent, my_uid, next};
+use proto::spiffe::workload::{self as wire, spiffe_workload_api_client::SpiffeWorkloadApiClient};
+use rig::{Agent, my_uid, next, with_header};
 
 const ROUNDS: usize = 2000;
 
@@ -47,7 +49,16 @@ fn main() {
         .enable_all()
         .build()
         .unwrap();
+    raise_descriptor_limit();
+    // `-- streams` measures those alone.
+    let streams_only = std::env::args().any(|argument| argument == "streams");
     runtime.block_on(async {
+        if streams_only {
+            for connections in [100, STREAMS] {
+                streams(connections).await;
+            }
+            return;
+        }
         limit().await;
         first_svid(1, 1).await;
         first_svid(1000, 1).await;
@@ -55,7 +66,20 @@ fn main() {
         reconnect_storm().await;
         idle_memory(0).await;
         idle_memory(100).await;
+        cost_of_a_fetch().await;
+        tokens().await;
+        restart(1000).await;
+        for connections in [100, STREAMS] {
+            streams(connections).await;
+        }
     });
+}
+
+/// Each connection takes one here and one there.
+fn raise_descriptor_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
 }
 
 /// What the machine gives: the same bytes over the same kind of socket, without an agent.
@@ -158,6 +182,220 @@ async fn reconnect_storm() {
         "reconnects: {rate:.0} connections with first SVID per second (client and agent in this process), {} calls to the CA",
         ca.seen().signed.len() - signed
     );
+}
+
+/// The program on its own, with a directory.
+struct Program {
+    child: std::process::Child,
+    dir: tempfile::TempDir,
+}
+
+impl Program {
+    fn start(ca: &Ca) -> Self {
+        ca.token("bench");
+        let dir = rig::directory();
+        std::fs::write(dir.path().join("bundle.pem"), ca.bundle().to_pem()).unwrap();
+        let config = rig::yaml(ca, dir.path(), &rig::join_token("bench"));
+        std::fs::write(dir.path().join("agent.yaml"), config).unwrap();
+        let child = Self::spawn(dir.path());
+        Self { child, dir }
+    }
+
+    fn spawn(dir: &std::path::Path) -> std::process::Child {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_workload-agent"));
+        command.args(["run", "-q", "--config"]);
+        command.arg(dir.join("agent.yaml")).spawn().unwrap()
+    }
+
+    fn socket(&self) -> std::path::PathBuf {
+        self.dir.path().join("public/api.sock")
+    }
+
+    async fn channel(&self) -> tonic::transport::Channel {
+        rig::channel(&self.socket()).await
+    }
+
+    async fn fetch(&self) -> Result<(), tonic::Status> {
+        let mut client = SpiffeWorkloadApiClient::new(self.channel().await);
+        let answer = client.fetch_x509svid(with_header(wire::X509svidRequest {}));
+        next(&mut answer.await?.into_inner()).await.map(drop)
+    }
+
+    async fn serves(&self) {
+        rig::eventually("it serves", async || {
+            self.socket().exists() && self.fetch().await.is_ok()
+        })
+        .await;
+    }
+
+    /// Resident memory in KiB.
+    fn resident(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let number = line.unwrap().trim().trim_end_matches(" kB");
+        number.parse().unwrap()
+    }
+
+    /// Processor time so far: the kernel counts in hundredths of a second.
+    fn cpu(&self) -> Duration {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+        let fields = stat.rsplit_once(')').unwrap().1.split_ascii_whitespace();
+        let ticks = fields
+            .skip(11)
+            .take(2)
+            .map(|ticks| ticks.parse::<u64>().unwrap());
+        Duration::from_millis(10 * ticks.sum::<u64>())
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+/// What one fetch on a connection of its own costs the agent.
+async fn cost_of_a_fetch() {
+    let ca = Ca::start().await;
+    ca.entry("pay", "/pay", &[&my_uid()]);
+    let program = Program::start(&ca);
+    program.serves().await;
+    let (before, mut samples) = (program.cpu(), Vec::new());
+    for _ in 0..ROUNDS * 2 {
+        let began = start();
+        program.fetch().await.unwrap();
+        samples.push(began.elapsed());
+    }
+    let each = (program.cpu() - before) / u32::try_from(samples.len()).unwrap();
+    show("connect to first SVID, warm, the program", samples);
+    println!("processor time of the agent per fetch: {each:?}");
+}
+
+/// JWT-SVIDs that the agent has, and that it has to ask for.
+async fn tokens() {
+    let ca = Ca::start().await;
+    ca.entry("pay", "/pay", &[&my_uid()]);
+    let program = Program::start(&ca);
+    program.serves().await;
+    let client = SpiffeWorkloadApiClient::new(program.channel().await);
+    for (what, fresh) in [("kept", false), ("asked for", true)] {
+        let (began, mut done) = (start(), 0_u32);
+        while began.elapsed() < Duration::from_secs(3) {
+            let calls = (0..16).map(|n| {
+                let audience = if fresh {
+                    format!("a{done}-{n}")
+                } else {
+                    "same".into()
+                };
+                let mut client = client.clone();
+                async move {
+                    let ask = wire::JwtsvidRequest {
+                        audience: vec![audience],
+                        spiffe_id: String::new(),
+                    };
+                    client.fetch_jwtsvid(with_header(ask)).await.unwrap();
+                }
+            });
+            futures::future::join_all(calls).await;
+            done += 16;
+        }
+        let rate = f64::from(done) / began.elapsed().as_secs_f64();
+        println!("JWT-SVIDs that are {what}: {rate:.0} per second, 16 at a time");
+    }
+}
+
+/// From the start of the program, with the CA away, to the first answer.
+async fn restart(workloads: usize) {
+    let ca = Ca::start().await;
+    ca.entries((0..workloads).map(|n| {
+        let uid = if n == 0 {
+            my_uid()
+        } else {
+            format!("unix:uid:{}", 100_000 + n)
+        };
+        (format!("e{n:05}"), format!("/e{n}"), vec![uid])
+    }));
+    let mut program = Program::start(&ca);
+    program.serves().await;
+    rig::eventually("all SVIDs are made", async || {
+        ca.seen().signed.len() >= workloads
+    })
+    .await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    ca.down().await;
+    program.child.kill().unwrap();
+    program.child.wait().unwrap();
+    let began = start();
+    program.child = Program::spawn(program.dir.path());
+    loop {
+        // The socket of the killed one is still there and refuses.
+        if let Ok(stream) = tokio::net::UnixStream::connect(program.socket()).await {
+            drop(stream);
+            if program.fetch().await.is_ok() {
+                break;
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    println!(
+        "restart with {workloads} workloads and without the CA, to the first answer: {:?}",
+        began.elapsed()
+    );
+}
+
+/// Streams that stay open.
+const STREAMS: usize = 10_000;
+
+/// Memory of open streams, and how long until each has a changed bundle.
+async fn streams(connections: usize) {
+    let ca = Ca::start().await;
+    ca.entry("pay", "/pay", &[&my_uid()]);
+    let program = Program::start(&ca);
+    program.serves().await;
+    let empty = program.resident();
+    let mut open = Vec::with_capacity(STREAMS);
+    for _ in 0..connections {
+        let client = SpiffeWorkloadApiClient::new(program.channel().await);
+        for _ in 0..STREAMS / connections {
+            let ask = with_header(wire::X509svidRequest {});
+            let mut stream = client
+                .clone()
+                .fetch_x509svid(ask)
+                .await
+                .unwrap()
+                .into_inner();
+            stream.message().await.unwrap().unwrap();
+            open.push(stream);
+        }
+    }
+    let (full, cpu) = (program.resident(), program.cpu());
+    let idle = start();
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let resting = (program.cpu() - cpu).as_secs_f64() / idle.elapsed().as_secs_f64();
+    let cpu = program.cpu();
+    let mut waiting = tokio::task::JoinSet::new();
+    for mut stream in open {
+        waiting.spawn(async move {
+            stream.message().await.unwrap().unwrap();
+            (stream, start())
+        });
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let began = start();
+    ca.rotate_root(true);
+    let mut told = waiting.join_all().await;
+    let last = told.iter().map(|(_, at)| *at - began).max().unwrap();
+    let first = told.iter().map(|(_, at)| *at - began).min().unwrap();
+    let each = (program.cpu() - cpu) / u32::try_from(STREAMS).unwrap();
+    println!(
+        "{STREAMS} streams on {connections} connections: {:.0} MiB (empty {:.0}), {:.1} % of a core at rest, a changed bundle at the \
+         first after {first:?} and at the last after {last:?}, processor time of the agent per stream {each:?}",
+        full as f64 / 1024.0,
+        empty as f64 / 1024.0,
+        resting * 100.0
+    );
+    told.clear();
 }
 
 /// The real program, idle.

@@ -629,7 +629,8 @@ async fn ag_14_one_user_cannot_take_every_place() {
     }
     let ca = Ca::start().await;
     ca.entry("nobody", "/nobody", &["unix:uid:65534"]);
-    let agent = Agent::start(&ca).await;
+    let few = |yaml| yaml + "limits:\n  connectionsPerUid: 1000\n";
+    let agent = Agent::start_changed(&ca, few).await;
     let mut taken = Vec::new();
     for _ in 0..1100 {
         // Over the cap the agent closes at once; the connect itself still works.
