@@ -143,16 +143,16 @@ impl App {
         let (self_view, own_view) = watch::channel(SelfView::default());
 
         let tokens = Arc::new(Tokens::default());
-        let giving = Arc::new(caller::Parts::new(
+        let giving = caller::Parts::new(
             Arc::clone(&vault),
             attestor.clone(),
             clock.clone(),
             metrics.clone(),
             audit.clone(),
             Arc::clone(&tokens),
-            config.limits.streams_per_uid,
             tasks.stopping(),
-        ));
+        );
+        let giving = Arc::new(giving.with_streams_per_uid(config.limits.streams_per_uid));
         let workload = WorkloadApi::new(Arc::clone(&giving));
         let sds = (!config.workload_api.sds.disabled)
             .then(|| SdsApi::new(Arc::clone(&giving), config.workload_api.sds).into_service());

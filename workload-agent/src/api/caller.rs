@@ -48,7 +48,6 @@ impl Parts {
         metrics: Metrics,
         audit: Option<AuditLog>,
         tokens: Arc<Tokens>,
-        streams_per_uid: usize,
         stop: Stop,
     ) -> Self {
         Self {
@@ -56,12 +55,19 @@ impl Parts {
             attestor,
             clock,
             metrics,
-            streams: PerUid::new(streams_per_uid),
+            streams: PerUid::new(usize::MAX),
             denials: Denials::default(),
             audit,
             tokens,
             stop,
         }
+    }
+
+    /// With a limit for the open streams and calls of one uid, over all its connections and every door.
+    #[must_use]
+    pub fn with_streams_per_uid(mut self, most: usize) -> Self {
+        self.streams = PerUid::new(most);
+        self
     }
 
     /// Who called, and a place among the calls of its uid.
