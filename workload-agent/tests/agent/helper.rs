@@ -276,6 +276,19 @@ async fn without_the_daemon_the_files_are_written_once_and_a_refusal_leaves_the_
     );
     assert_eq!(pair(&dir), Some(true), "the former files stay");
 
+    // The flag counts more than the file.
+    fs::write(
+        &config,
+        fs::read_to_string(&config)
+            .unwrap()
+            .replace("daemon_mode = false", ""),
+    )
+    .unwrap();
+    let mut flagged = command(&config);
+    flagged.args(["--daemon-mode", "false"]);
+    let flagged = tokio::task::spawn_blocking(move || flagged.output().unwrap());
+    assert_eq!(flagged.await.unwrap().status.code(), Some(1));
+
     fs::write(&config, "cert_dir = \"x\"\nno_such_key = 1\n").unwrap();
     let wrong = once(config).await.unwrap();
     let said = String::from_utf8_lossy(&wrong.stderr).into_owned();

@@ -8,6 +8,7 @@
 
 mod ca;
 mod cli;
+mod clock;
 mod crowd;
 mod delegated;
 mod handover;
