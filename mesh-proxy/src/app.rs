@@ -28,6 +28,7 @@ use crate::feed::Feed;
 use crate::http::pool::{Pool, Target};
 use crate::identity::Source;
 use crate::inbound::{self, InboundDoor};
+use crate::keys::Fetcher;
 use crate::metrics::ProxyMetrics;
 use crate::outbound::{self, OutboundDoor};
 use crate::policy::Policies;
@@ -156,7 +157,7 @@ impl App {
         addresses.add("metrics", admin.address());
         tasks.spawn("admin", |stop| admin.serve(stop));
         start_identity(&config, &clock, &metrics, publish, &readiness, &tasks)?;
-        start_policy(&config, &parts, &readiness, &tasks);
+        start_policy(&config, &parts, &readiness, &tasks)?;
         Ok(Self {
             config,
             tasks,
@@ -360,14 +361,24 @@ fn start_identity(
     Ok(())
 }
 
-fn start_policy(config: &ProxyConfig, parts: &Parts, readiness: &Readiness, tasks: &Tasks) {
+fn start_policy(
+    config: &ProxyConfig,
+    parts: &Parts,
+    readiness: &Readiness,
+    tasks: &Tasks,
+) -> anyhow::Result<()> {
     let Some(inbound) = &config.inbound else {
-        return;
+        return Ok(());
     };
     let Some(path) = config.policy.file.clone() else {
         tracing::warn!("no policy file: every request that comes in is denied");
-        return;
+        return Ok(());
     };
+    let fetcher = Fetcher::new(
+        &config.policy.keys,
+        parts.policies.clone(),
+        parts.clock.clone(),
+    )?;
     let protocol = match inbound.protocol {
         Protocol::Http => PolicyProtocol::Http,
         Protocol::Tcp => PolicyProtocol::Tcp,
@@ -377,12 +388,15 @@ fn start_policy(config: &ProxyConfig, parts: &Parts, readiness: &Readiness, task
         protocol,
         workload: config.workload.as_ref().map(Into::into),
         policies: parts.policies.clone(),
+        web_keys: fetcher.keys.clone(),
         metrics: parts.metrics.clone(),
         recorder: parts.recorder.clone(),
         clock: parts.clock.clone(),
     };
     let part = readiness.part("policy");
     tasks.spawn("policy", |stop| feed.run(part, stop));
+    tasks.spawn("keys", |stop| fetcher.run(stop));
+    Ok(())
 }
 
 fn access_log(path: &str) -> anyhow::Result<Option<Box<dyn std::io::Write + Send>>> {

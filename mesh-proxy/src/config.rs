@@ -146,6 +146,30 @@ impl From<&Workload> for mesh_policy::Workload {
 pub struct PolicySource {
     /// A file of AuthorizationPolicy documents, read again whenever it changes. Absent: everything is denied.
     pub file: Option<PathBuf>,
+    /// How the keys of issuers are fetched that the policy names by an https address.
+    pub keys: KeyFetching,
+}
+
+/// How keys are fetched from the Web.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct KeyFetching {
+    /// A file of roots, in PEM, by which the servers of keys are verified. Absent: the roots of the system.
+    pub ca_file: Option<PathBuf>,
+    /// How often keys are asked for again; a second at least.
+    pub every: HumanDuration,
+    /// Whether this machine itself may serve keys, for tests and development.
+    pub loopback: bool,
+}
+
+impl Default for KeyFetching {
+    fn default() -> Self {
+        Self {
+            ca_file: None,
+            every: HumanDuration::from_secs(300),
+            loopback: false,
+        }
+    }
 }
 
 /// Where the access log goes.

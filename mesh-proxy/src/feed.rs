@@ -10,12 +10,13 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use mesh_identity::JwtAuthority;
-use mesh_policy::{CompiledPolicy, Door, PolicyErrors, PolicySet, Protocol, Workload};
+use mesh_policy::{CompiledPolicy, Door, KeySource, PolicyErrors, PolicySet, Protocol, Workload};
 use mesh_runtime::clock::Clock;
 use mesh_runtime::errors::{Coded, ErrorChain};
 use mesh_runtime::readiness::Part;
 use mesh_runtime::tasks::Stop;
 
+use crate::keys::WebKeys;
 use crate::metrics::ProxyMetrics;
 use crate::policy::Policies;
 use crate::record::Recorder;
@@ -108,11 +109,19 @@ impl Look {
     }
 }
 
+/// All that a policy is made of, as it looks from outside.
+#[derive(Debug, PartialEq, Eq)]
+struct Seen {
+    files: Vec<Option<Look>>,
+    web_keys: u64,
+}
+
 pub(crate) struct Feed {
     pub(crate) path: PathBuf,
     pub(crate) protocol: Protocol,
     pub(crate) workload: Option<Workload>,
     pub(crate) policies: Policies,
+    pub(crate) web_keys: WebKeys,
     pub(crate) metrics: ProxyMetrics,
     pub(crate) recorder: Recorder,
     pub(crate) clock: Clock,
@@ -122,8 +131,8 @@ impl Feed {
     /// Watches the file until stopped.
     pub(crate) async fn run(self, ready: Part, stop: Stop) -> Result<(), Infallible> {
         let mut ready = Some(ready);
-        // What was last read, good or bad; what was last seen: the policy file, then the files of keys that it names.
-        let mut read: Option<Vec<Option<Look>>> = None;
+        // What was last read, good or bad; what was last seen: the policy file, the files of keys that it names, and fetched keys.
+        let mut read: Option<Seen> = None;
         let mut seen = self.look();
         loop {
             let now = self.look();
@@ -147,13 +156,14 @@ impl Feed {
         }
     }
 
-    fn look(&self) -> Vec<Option<Look>> {
+    fn look(&self) -> Seen {
         let in_force = self.policies.current();
         let keys = in_force.policy.key_files().map(Path::new);
-        std::iter::once(self.path.as_path())
-            .chain(keys)
-            .map(Look::at)
-            .collect()
+        let files = std::iter::once(self.path.as_path()).chain(keys);
+        Seen {
+            files: files.map(Look::at).collect(),
+            web_keys: self.web_keys.version(),
+        }
     }
 
     /// Reads and puts in force; whether that was possible.
@@ -186,8 +196,23 @@ impl Feed {
         }
     }
 
-    /// The keys in a file. Without them every token of their issuer is refused.
-    fn keys(&self, path: &str, content: &mut String) -> Vec<JwtAuthority> {
+    /// The keys of an issuer. Without them every token of his is refused.
+    fn keys(&self, source: &KeySource, content: &mut String) -> Vec<JwtAuthority> {
+        match source {
+            KeySource::Inline(keys) => keys.clone(),
+            KeySource::File(path) => self.keys_in(path, content),
+            // Whoever fetches them reports when there are none.
+            KeySource::Web(url) => match self.web_keys.get(url) {
+                Some(fetched) => {
+                    content.push_str(&fetched.text);
+                    fetched.keys
+                }
+                None => Vec::new(),
+            },
+        }
+    }
+
+    fn keys_in(&self, path: &str, content: &mut String) -> Vec<JwtAuthority> {
         let read = read_text(Path::new(path))
             .map_err(|error| error.to_string())
             .and_then(|text| {
@@ -216,7 +241,7 @@ impl Feed {
         );
         // The keys belong to the content: new ones are a new revision.
         let mut content = text.to_owned();
-        let issuers = Issuers::new(&policy, |path| self.keys(path, &mut content));
+        let issuers = Issuers::new(&policy, |source| self.keys(source, &mut content));
         let revision = revision_of(&content);
         let before = Arc::clone(&self.policies.current().revision);
         if before == revision {

@@ -18,6 +18,7 @@ pub mod feed;
 mod http;
 pub mod identity;
 mod inbound;
+mod keys;
 mod l4;
 mod metrics;
 mod outbound;

@@ -38,10 +38,10 @@ pub(crate) struct Shown {
 pub(crate) struct BadToken(pub(crate) String);
 
 impl Issuers {
-    /// Of the policy in force. `keys` reads a file of keys.
+    /// Of the policy in force. `keys` reads those that do not stand in it.
     pub(crate) fn new(
         policy: &CompiledPolicy,
-        mut keys: impl FnMut(&str) -> Vec<JwtAuthority>,
+        mut keys: impl FnMut(&KeySource) -> Vec<JwtAuthority>,
     ) -> Self {
         let issuers = policy
             .jwt_rules()
@@ -51,7 +51,7 @@ impl Issuers {
                 audiences: rule.audiences.clone(),
                 keys: match &rule.keys {
                     KeySource::Inline(keys) => keys.clone(),
-                    KeySource::File(path) => keys(path),
+                    elsewhere => keys(elsewhere),
                 },
                 headers: rule
                     .headers

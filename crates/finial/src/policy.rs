@@ -2,16 +2,16 @@
 //! Trusts nothing in the files; a line of a log that is no record of a decision is counted, not guessed at.
 //! Never changes a file and never talks to a cluster.
 
-use std::collections::BTreeMap;
+mod check;
+mod recorded;
+
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use mesh_policy::lint::lint;
 use mesh_policy::simulate::{self, Flow, FlowRequest};
-use mesh_policy::{
-    CompiledPolicy, Door, Effect, PolicyErrors, PolicySet, Protocol, decide, explain,
-};
+use mesh_policy::{CompiledPolicy, Door, PolicyErrors, PolicySet, Protocol, explain};
 use mesh_runtime::cli::Exit;
 
 /// A file that was named cannot be read.
@@ -35,6 +35,8 @@ pub enum Policy {
         #[arg(required = true, value_name = "TESTS")]
         tests: Vec<PathBuf>,
     },
+    /// Tell what the proxy of one workload would enforce of a policy file, and what it could not; exit code 3 when there is such a rule
+    Check(check::Workload),
     /// Ask a policy file about one request or connection, and tell every rule that was tried; exit code 3 for a denial
     Explain(Question),
     /// Ask a new policy file about recorded requests, and list what it would change; exit code 3 when it would change something
@@ -49,6 +51,8 @@ pub enum Policy {
         #[arg(long)]
         port: u16,
     },
+    /// Write the narrowest policy for the requests that an access log says were allowed, or name what of a policy none of them needed
+    Suggest(recorded::Wanted),
 }
 
 /// A request that nobody sent.
@@ -83,7 +87,9 @@ pub fn main(verb: &Policy) -> Exit {
         Policy::Lint { files } => lint_files(files),
         Policy::Test { policy, tests } => test(policy, tests),
         Policy::Explain(question) => ask(question),
-        Policy::Simulate { policy, log, port } => replay(policy, log, *port),
+        Policy::Check(workload) => check::check(workload),
+        Policy::Simulate { policy, log, port } => recorded::simulate(policy, log, *port),
+        Policy::Suggest(wanted) => recorded::suggest(wanted),
     };
     match answered {
         Ok((text, exit)) => {
@@ -214,94 +220,4 @@ fn ask(question: &Question) -> Answer {
         Ok((text, false)) => (text, Exit::No),
         Err(refused) => (format!("{refused}\n"), Exit::No),
     })
-}
-
-/// What a new policy would change of one kind of request.
-#[derive(Default)]
-struct Change {
-    count: u64,
-    why: String,
-}
-
-fn replay(policy: &Path, log: &Path, port: u16) -> Answer {
-    let set = policy_set(policy)?;
-    let text = read(log)?;
-    let doors = [Protocol::Http, Protocol::Tcp]
-        .map(|protocol| CompiledPolicy::new(&set, Door::of_unknown(protocol)));
-    let (mut asked, mut skipped) = (0_u64, 0_u64);
-    let mut changes: BTreeMap<(&str, String), Change> = BTreeMap::new();
-    for line in text.lines().filter(|line| !line.trim().is_empty()) {
-        let Some((flow, before)) = recorded(line, port) else {
-            skipped += 1;
-            continue;
-        };
-        asked += 1;
-        let policy = &doors[usize::from(flow.request.is_none())];
-        let now = flow.ask(|facts| {
-            let effect = decide(policy, facts).effect;
-            // The sentence costs more than the decision, and most lines change nothing.
-            (
-                effect,
-                (effect != before).then(|| explain(policy, facts).sentence()),
-            )
-        });
-        let (effect, why) = now.unwrap_or_else(|refused| (Effect::Deny, Some(refused.to_string())));
-        if effect != before {
-            let word = match effect {
-                Effect::Deny => "newly denied",
-                Effect::Allow => "newly allowed",
-            };
-            let change = changes.entry((word, flow.to_string())).or_default();
-            change.count += 1;
-            change.why = why.unwrap_or_default();
-        }
-    }
-    let mut out = String::new();
-    for ((word, flow), Change { count, why }) in &changes {
-        let _infallible = writeln!(out, "{word} {count} times: {flow}: {why}");
-    }
-    let changed: u64 = changes.values().map(|change| change.count).sum();
-    let _infallible = writeln!(
-        out,
-        "{asked} recorded decisions asked again, {changed} would change, {skipped} lines are no recorded decision"
-    );
-    Ok((out, if changed == 0 { Exit::Done } else { Exit::No }))
-}
-
-/// A decision in an access log: what was asked, and what the answer was. Headers and tokens are not in a log, so a rule that asks for
-/// one holds for no recorded request.
-fn recorded(line: &str, port: u16) -> Option<(Flow, Effect)> {
-    let record: serde_json::Value = serde_json::from_str(line).ok()?;
-    let text = |name: &str| record.get(name).and_then(serde_json::Value::as_str);
-    if text("direction") != Some("inbound") {
-        return None;
-    }
-    let effect = match text("effect")? {
-        "allow" => Effect::Allow,
-        "deny" => Effect::Deny,
-        _ => return None,
-    };
-    let peer = match text("source")? {
-        "unknown" => None,
-        id => Some(id.parse().ok()?),
-    };
-    let address: std::net::SocketAddr = text("peer")?.parse().ok()?;
-    let request = match (text("method"), text("path"), text("host")) {
-        (Some(method), Some(path), Some(host)) => Some(FlowRequest {
-            method: method.to_owned(),
-            path: path.to_owned(),
-            host: host.to_owned(),
-            headers: None,
-        }),
-        (None, None, None) => None,
-        _ => return None,
-    };
-    let own = record.get("port").and_then(serde_json::Value::as_u64);
-    let flow = Flow {
-        peer,
-        port: own.and_then(|own| u16::try_from(own).ok()).unwrap_or(port),
-        address: Some(address.ip()),
-        request,
-    };
-    Some((flow, effect))
 }

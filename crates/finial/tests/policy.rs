@@ -143,3 +143,98 @@ fn simulate_lists_what_a_new_policy_would_change_of_recorded_requests() {
         "{text}"
     );
 }
+
+#[test]
+fn suggest_writes_a_policy_from_what_was_allowed_and_names_what_nobody_needed() {
+    let folder = Folder::new("suggest");
+    let line = |effect: &str, path: &str, source: &str| {
+        format!(
+            "{{\"direction\":\"inbound\",\"effect\":\"{effect}\",\"source\":\"{source}\",\"peer\":\"192.0.2.1:1\",\"method\":\"POST\",\"path\":\"{path}\",\"host\":\"pay\"}}\n"
+        )
+    };
+    let text = line("allow", "/charge", "spiffe://td/shop")
+        + &line("allow", "/charge", "spiffe://td/shop")
+        + &line("allow", "/a*", "spiffe://td/shop")
+        + &line("allow", "/charge", "unknown")
+        + &line("deny", "/admin", "spiffe://td/shop")
+        + "{\"event\":\"handshake\"}\n";
+    let log = folder.write("access.log", &text);
+    let (code, made) = finial(&["suggest", "--log", &log, "--port", "80", "-n", "shops"]);
+    assert_eq!(code, 0, "{made}");
+    assert!(
+        made.contains("- \"/charge\" # 2 times") && !made.contains("/admin"),
+        "{made}"
+    );
+    assert!(
+        made.contains("1 denied, 1 without identity, 1 that would be read as a pattern, 1 lines"),
+        "{made}"
+    );
+    // What was suggested is a policy, and it allows what was seen.
+    let suggested = folder.write("suggested.yaml", &made);
+    let ask = |path: &str| {
+        let question = [
+            "explain",
+            "--policy",
+            &suggested,
+            "--from",
+            "spiffe://td/shop",
+            "--port",
+            "80",
+            "--method",
+            "POST",
+            "--path",
+            path,
+        ];
+        finial(&question).0
+    };
+    assert_eq!((ask("/charge"), ask("/admin")), (0, 3));
+
+    let more = folder.write(
+        "more.yaml",
+        &(POLICY.to_owned()
+            + "  - name: refund\n    to: [ { operation: { paths: [/refund] } } ]\n"),
+    );
+    let tighten = [
+        "suggest",
+        "--log",
+        &log,
+        "--port",
+        "80",
+        "--tighten",
+        "--policy",
+        &more,
+    ];
+    let (code, text) = finial(&tighten);
+    assert_eq!(code, 3, "{text}");
+    assert!(text.contains("unused: policy pay rule refund"), "{text}");
+    assert!(!text.contains("rule charge"), "{text}");
+    assert_eq!(
+        finial(&["suggest", "--log", &log, "--port", "80", "--name", "a: b"]).0,
+        2
+    );
+}
+
+#[test]
+fn check_tells_what_the_proxy_of_a_workload_could_not_enforce() {
+    let folder = Folder::new("check");
+    let policy = folder.write("policy.yaml", POLICY);
+    let (code, text) = finial(&["check", &policy]);
+    assert_eq!((code, text.as_str()), (0, "1 ALLOW rules in force\n"));
+    let (code, text) = finial(&["check", &policy, "--protocol", "tcp"]);
+    assert_eq!(code, 3, "{text}");
+    assert!(
+        text.contains("FNL0510") && text.contains("HTTP fields"),
+        "{text}"
+    );
+    let selecting = POLICY.replace(
+        "spec:\n",
+        "spec:\n  selector: { matchLabels: { app: pay } }\n",
+    );
+    let selecting = folder.write("selecting.yaml", &selecting);
+    assert_eq!(finial(&["check", &selecting]).0, 3);
+    let of = |label: &str| finial(&["check", &selecting, "-n", "shops", "-l", label]);
+    assert_eq!(of("app=pay").0, 0);
+    let (code, text) = of("app=other");
+    assert_eq!(code, 3, "{text}");
+    assert!(text.contains("everything is denied"), "{text}");
+}

@@ -5,9 +5,8 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
-use mesh_identity::JwtAuthority;
-
 use crate::document::{Node, Value};
+use crate::keys::KeySource;
 use crate::model::Attachment;
 use crate::pattern::{self, PatternError};
 use crate::problem::ProblemKind;
@@ -64,15 +63,6 @@ pub struct JwtRule {
     pub headers: Vec<(String, String)>,
     /// Whether the application sees the token.
     pub forward: bool,
-}
-
-/// Where the keys of an issuer come from.
-#[derive(Debug, Clone)]
-pub enum KeySource {
-    /// They stand in the document.
-    Inline(Vec<JwtAuthority>),
-    /// A file with a JSON Web Key Set, by its absolute path.
-    File(String),
 }
 
 /// What a door demands of a connection now.
@@ -350,12 +340,7 @@ impl Reader {
                     }
                 }
             }),
-            (None, Some((_, uri))) => self.below("jwksUri", |r| {
-                r.value(uri, |text| match text.strip_prefix("file://") {
-                    Some(path) if path.starts_with('/') => Ok(KeySource::File(path.to_owned())),
-                    _ => Err(PatternError::KeyUri),
-                })
-            }),
+            (None, Some((_, uri))) => self.below("jwksUri", |r| r.value(uri, KeySource::of_uri)),
             _ => {
                 self.problem(
                     ProblemKind::MissingField,

@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use mesh_identity::SpiffeId;
 
-use crate::authentication::{JwtRule, KeySource, Level, Posture, Postures, Transport};
+use crate::authentication::{JwtRule, Level, Posture, Postures, Transport};
+use crate::keys::{KeySource, KeyUrl};
 use crate::model::{Action, Attachment, Check, Mode, Rule, Target, Test, ValidPolicy};
 use crate::pattern::Principal;
 use crate::validate::PolicySet;
@@ -334,7 +335,18 @@ impl CompiledPolicy {
             .iter()
             .filter_map(|rule| match &rule.keys {
                 KeySource::File(path) => Some(path.as_str()),
-                KeySource::Inline(_) => None,
+                KeySource::Inline(_) | KeySource::Web(_) => None,
+            })
+    }
+
+    /// The places of the Web from which keys are to be fetched.
+    pub fn key_urls(&self) -> impl Iterator<Item = &KeyUrl> {
+        self.inner
+            .jwt_rules
+            .iter()
+            .filter_map(|rule| match &rule.keys {
+                KeySource::Web(url) => Some(url),
+                KeySource::Inline(_) | KeySource::File(_) => None,
             })
     }
 

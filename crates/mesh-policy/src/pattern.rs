@@ -25,7 +25,9 @@ pub(crate) enum PatternError {
     Key(&'static str),
     #[error("not a moment: write 2026-12-31 or 2026-12-31T00:00:00Z")]
     Moment,
-    #[error("keys are read from a file on this machine: file:///absolute/path")]
+    #[error(
+        "keys come from a file of this machine, file:///absolute/path, or from https://host/path"
+    )]
     KeyUri,
     #[error("not the name of a header")]
     Header,

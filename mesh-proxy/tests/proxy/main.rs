@@ -10,6 +10,7 @@ mod floods;
 mod frames;
 mod grammar;
 mod identity;
+mod keys;
 mod limits;
 mod mesh_rows;
 mod policy;
