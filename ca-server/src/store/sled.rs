@@ -4,6 +4,8 @@
 
 #[cfg(test)]
 mod crash;
+#[cfg(test)]
+mod linear;
 mod pieces;
 mod place;
 #[cfg(test)]

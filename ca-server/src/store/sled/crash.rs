@@ -17,8 +17,8 @@ use super::*;
 use crate::store::conformance::{at, certificate, domain, entry};
 use crate::store::{CreatedEntry, NewToken, Spent, Stores, token_hash};
 
-const STORE: &str = "FINIAL_CRASH_STORE";
-const ROUND: &str = "FINIAL_CRASH_ROUND";
+pub(super) const STORE: &str = "FINIAL_CRASH_STORE";
+pub(super) const ROUND: &str = "FINIAL_CRASH_ROUND";
 const WRITER: &str = "store::sled::crash::a_writer_for_the_tests_below";
 const CLIENTS: u64 = 8;
 
@@ -26,11 +26,11 @@ const CLIENTS: u64 = 8;
     clippy::disallowed_methods,
     reason = "how a test tells its own child process what to do"
 )]
-fn variable(name: &str) -> Option<String> {
+pub(super) fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 
-async fn open(path: &Path) -> Stores {
+pub(super) async fn open(path: &Path) -> Stores {
     Stores::open_sled(path, &domain(), SledSettings::default())
         .await
         .expect("opened")
@@ -209,12 +209,15 @@ async fn no_half_transaction(stores: &Stores) {
     assert_eq!(halves, 0, "half a batch of certificates");
 }
 
-/// A cheap source of pauses, different in every run.
-fn pause_below(milliseconds: u64) -> Duration {
+/// A cheap number below another, different in every run.
+pub(super) fn random(below: u64) -> u64 {
     static CALLS: AtomicU64 = AtomicU64::new(0);
     use std::hash::{BuildHasher, RandomState};
-    let random = RandomState::new().hash_one(CALLS.fetch_add(1, Ordering::Relaxed));
-    Duration::from_millis(random % milliseconds)
+    RandomState::new().hash_one(CALLS.fetch_add(1, Ordering::Relaxed)) % below
+}
+
+fn pause_below(milliseconds: u64) -> Duration {
+    Duration::from_millis(random(milliseconds))
 }
 
 /// Runs the writer until it is killed after a random pause, or ends by itself; hears all it said.
@@ -225,8 +228,24 @@ fn run_writer(
     surroundings: &[(&str, String)],
     longest_ms: u64,
 ) {
+    let mut lines = lines_until_killed(WRITER, store, round, surroundings, longest_ms);
+    // A line that the kill cut short was not heard.
+    if lines.last().is_some_and(|line| line.split(' ').count() < 3) {
+        lines.pop();
+    }
+    lines.iter().for_each(|line| said.hear(line));
+}
+
+/// Runs a test of this binary as a process until it is killed after a random pause, or ends by itself; the lines that it said.
+pub(super) fn lines_until_killed(
+    test: &str,
+    store: &Path,
+    round: usize,
+    surroundings: &[(&str, String)],
+    longest_ms: u64,
+) -> Vec<String> {
     let mut child = Command::new(std::env::current_exe().expect("our own path"))
-        .args([WRITER, "--exact", "--ignored", "--nocapture"])
+        .args([test, "--exact", "--ignored", "--nocapture"])
         .env(STORE, store)
         .env(ROUND, round.to_string())
         .envs(surroundings.iter().map(|(name, value)| (*name, value)))
@@ -253,17 +272,13 @@ fn run_writer(
     }
     child.kill().expect("killed");
     let ended = child.wait_with_output().expect("ended");
-    let mut lines = listener.join().expect("heard");
+    let lines = listener.join().expect("heard");
     assert!(
         !lines.is_empty(),
         "the writer said nothing: {}",
         String::from_utf8_lossy(&ended.stderr)
     );
-    // A line that the kill cut short was not heard.
-    if lines.last().is_some_and(|line| line.split(' ').count() < 3) {
-        lines.pop();
-    }
-    lines.iter().for_each(|line| said.hear(line));
+    lines
 }
 
 #[tokio::test]
