@@ -281,3 +281,6 @@ impl Coded for NotAuthorized {
 
 #[cfg(test)]
 pub(crate) mod tests;
+
+#[cfg(test)]
+mod scale;
