@@ -334,4 +334,6 @@ impl VerifyError {
 }
 
 #[cfg(test)]
+mod combinations;
+#[cfg(test)]
 mod tests;
