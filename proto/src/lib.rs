@@ -5,6 +5,7 @@
 //! Modules follow the protobuf packages: `spire.api.server.svid.v1` is [`spire::api::server::svid::v1`]. The Workload API has no
 //! package on the wire; here it is [`spiffe::workload`]. The code in `src/gen` is generated; see `tests/current.rs`.
 
+pub mod codec;
 pub mod convert;
 mod redact;
 

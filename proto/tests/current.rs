@@ -83,6 +83,7 @@ fn generate(home: &Path, out: &Path) {
     tonic_prost_build::configure()
         .btree_map(".")
         .skip_debug(SECRET.iter().copied())
+        .codec_path("crate::codec::ExactCodec")
         .emit_rerun_if_changed(false)
         .out_dir(out)
         .compile_fds(descriptors)

@@ -140,7 +140,7 @@ pub mod authority_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::codec::ExactCodec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/finial.authority.v1.Authority/GetProgress",
             );
@@ -280,7 +280,7 @@ pub mod authority_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = GetProgressSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::codec::ExactCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,

@@ -179,7 +179,7 @@ pub mod explain_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::codec::ExactCodec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/finial.explain.v1.Explain/ExplainProcess",
             );
@@ -319,7 +319,7 @@ pub mod explain_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ExplainProcessSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::codec::ExactCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,

@@ -115,7 +115,7 @@ pub mod logger_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::codec::ExactCodec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/spire.api.agent.logger.v1.Logger/GetLogger",
             );
@@ -142,7 +142,7 @@ pub mod logger_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::codec::ExactCodec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/spire.api.agent.logger.v1.Logger/SetLogLevel",
             );
@@ -169,7 +169,7 @@ pub mod logger_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::codec::ExactCodec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/spire.api.agent.logger.v1.Logger/ResetLogLevel",
             );
@@ -324,7 +324,7 @@ pub mod logger_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = GetLoggerSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::codec::ExactCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -369,7 +369,7 @@ pub mod logger_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = SetLogLevelSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::codec::ExactCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -414,7 +414,7 @@ pub mod logger_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ResetLogLevelSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::codec::ExactCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,

@@ -226,7 +226,7 @@ pub mod trust_domain_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::codec::ExactCodec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/spire.api.server.trustdomain.v1.TrustDomain/ListFederationRelationships",
             );
@@ -256,7 +256,7 @@ pub mod trust_domain_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::codec::ExactCodec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/spire.api.server.trustdomain.v1.TrustDomain/GetFederationRelationship",
             );
@@ -288,7 +288,7 @@ pub mod trust_domain_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::codec::ExactCodec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/spire.api.server.trustdomain.v1.TrustDomain/BatchCreateFederationRelationship",
             );
@@ -320,7 +320,7 @@ pub mod trust_domain_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::codec::ExactCodec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/spire.api.server.trustdomain.v1.TrustDomain/BatchUpdateFederationRelationship",
             );
@@ -352,7 +352,7 @@ pub mod trust_domain_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::codec::ExactCodec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/spire.api.server.trustdomain.v1.TrustDomain/BatchDeleteFederationRelationship",
             );
@@ -379,7 +379,7 @@ pub mod trust_domain_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::codec::ExactCodec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/spire.api.server.trustdomain.v1.TrustDomain/RefreshBundle",
             );
@@ -567,7 +567,7 @@ pub mod trust_domain_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ListFederationRelationshipsSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::codec::ExactCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -619,7 +619,7 @@ pub mod trust_domain_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = GetFederationRelationshipSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::codec::ExactCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -673,7 +673,7 @@ pub mod trust_domain_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = BatchCreateFederationRelationshipSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::codec::ExactCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -727,7 +727,7 @@ pub mod trust_domain_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = BatchUpdateFederationRelationshipSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::codec::ExactCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -781,7 +781,7 @@ pub mod trust_domain_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = BatchDeleteFederationRelationshipSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::codec::ExactCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -826,7 +826,7 @@ pub mod trust_domain_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = RefreshBundleSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::codec::ExactCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
