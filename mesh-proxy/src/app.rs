@@ -27,6 +27,7 @@ use crate::connections::{Proofs, Registry};
 use crate::feed::Feed;
 use crate::http::pool::{Pool, Target};
 use crate::identity::Source;
+use crate::identity::tokens::{JwtBundles, KeySource};
 use crate::inbound::{self, InboundDoor};
 use crate::keys::Fetcher;
 use crate::metrics::ProxyMetrics;
@@ -348,10 +349,8 @@ fn start_identity(
     readiness: &Readiness,
     tasks: &Tasks,
 ) -> anyhow::Result<()> {
-    let socket = socket_path(&config.workload_api.socket)
-        .context("no Workload API: set workloadApi.socket or SPIFFE_ENDPOINT_SOCKET to unix:///path/of/agent.sock")?;
     let source = Source {
-        socket,
+        socket: workload_api(config)?,
         clock: clock.clone(),
         metrics: metrics.clone(),
         publish,
@@ -359,6 +358,11 @@ fn start_identity(
     let part = readiness.part("identity");
     tasks.spawn("identity", |stop| source.run(part, stop));
     Ok(())
+}
+
+fn workload_api(config: &ProxyConfig) -> anyhow::Result<PathBuf> {
+    socket_path(&config.workload_api.socket)
+        .context("no Workload API: set workloadApi.socket or SPIFFE_ENDPOINT_SOCKET to unix:///path/of/agent.sock")
 }
 
 fn start_policy(
@@ -379,6 +383,7 @@ fn start_policy(
         parts.policies.clone(),
         parts.clock.clone(),
     )?;
+    let jwt_bundles = JwtBundles::default();
     let protocol = match inbound.protocol {
         Protocol::Http => PolicyProtocol::Http,
         Protocol::Tcp => PolicyProtocol::Tcp,
@@ -389,6 +394,7 @@ fn start_policy(
         workload: config.workload.as_ref().map(Into::into),
         policies: parts.policies.clone(),
         web_keys: fetcher.keys.clone(),
+        jwt_bundles: jwt_bundles.clone(),
         metrics: parts.metrics.clone(),
         recorder: parts.recorder.clone(),
         clock: parts.clock.clone(),
@@ -396,6 +402,14 @@ fn start_policy(
     let part = readiness.part("policy");
     tasks.spawn("policy", |stop| feed.run(part, stop));
     tasks.spawn("keys", |stop| fetcher.run(stop));
+    let source = KeySource {
+        socket: workload_api(config)?,
+        bundles: jwt_bundles,
+        policies: parts.policies.clone(),
+        metrics: parts.metrics.clone(),
+        clock: parts.clock.clone(),
+    };
+    tasks.spawn("jwt-bundles", |stop| source.run(stop));
     Ok(())
 }
 

@@ -16,6 +16,7 @@ use mesh_runtime::errors::{Coded, ErrorChain};
 use mesh_runtime::readiness::Part;
 use mesh_runtime::tasks::Stop;
 
+use crate::identity::tokens::JwtBundles;
 use crate::keys::WebKeys;
 use crate::metrics::ProxyMetrics;
 use crate::policy::Policies;
@@ -114,6 +115,7 @@ impl Look {
 struct Seen {
     files: Vec<Option<Look>>,
     web_keys: u64,
+    jwt_bundles: u64,
 }
 
 pub(crate) struct Feed {
@@ -122,6 +124,7 @@ pub(crate) struct Feed {
     pub(crate) workload: Option<Workload>,
     pub(crate) policies: Policies,
     pub(crate) web_keys: WebKeys,
+    pub(crate) jwt_bundles: JwtBundles,
     pub(crate) metrics: ProxyMetrics,
     pub(crate) recorder: Recorder,
     pub(crate) clock: Clock,
@@ -163,6 +166,7 @@ impl Feed {
         Seen {
             files: files.map(Look::at).collect(),
             web_keys: self.web_keys.version(),
+            jwt_bundles: self.jwt_bundles.version(),
         }
     }
 
@@ -206,6 +210,13 @@ impl Feed {
                 Some(fetched) => {
                     content.push_str(&fetched.text);
                     fetched.keys
+                }
+                None => Vec::new(),
+            },
+            KeySource::Domain(domain) => match self.jwt_bundles.get(domain) {
+                Some((text, keys)) => {
+                    content.push_str(&text);
+                    keys
                 }
                 None => Vec::new(),
             },

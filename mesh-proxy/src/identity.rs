@@ -3,6 +3,8 @@
 //! Never shows half a frame, and never gives up the last good certificate before it expires by itself while nobody answers; what is
 //! withdrawn, trust or the identity, goes at once.
 
+pub(crate) mod tokens;
+
 use std::convert::Infallible;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -335,18 +337,24 @@ fn read_frame(frame: X509svidResponse) -> Result<(X509Svid, PrivateKey, BundleSe
     let mut bundles = BundleSet::new();
     bundles.insert(own);
     for (name, roots) in &frame.federated_bundles {
-        let unnamed = || FrameError::Domain(name.escape_debug().take(256).collect());
-        let domain = name
-            .strip_prefix("spiffe://")
-            .unwrap_or(name)
-            .trim_end_matches('/');
-        let domain: TrustDomain = domain.parse().map_err(|_| unnamed())?;
+        let domain = domain_of(name)?;
         if domain == *svid.id().trust_domain() {
             continue; // our own roots come in `bundle`
         }
         bundles.insert(read_bundle(domain, roots)?);
     }
     Ok((svid, key, bundles))
+}
+
+/// The trust domain by which a bundle is named, with or without its scheme.
+fn domain_of(name: &str) -> Result<TrustDomain, FrameError> {
+    let domain = name
+        .strip_prefix("spiffe://")
+        .unwrap_or(name)
+        .trim_end_matches('/');
+    domain
+        .parse()
+        .map_err(|_| FrameError::Domain(name.escape_debug().take(256).collect()))
 }
 
 fn read_bundle(domain: TrustDomain, roots: &[u8]) -> Result<Bundle, FrameError> {

@@ -6,8 +6,10 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use http::{HeaderMap, HeaderName};
-use mesh_identity::JwtAuthority;
-use mesh_identity::jwt::{Expected, IssuedToken, LEEWAY, issuer_of, verify_issued};
+use mesh_identity::jwt::{
+    Expected, JwtError, LEEWAY, issuer_of, subject_of, verify_issued, verify_jwt_svid,
+};
+use mesh_identity::{Bundle, BundleSet, JwtAuthority, SpiffeId, TrustDomain};
 use mesh_policy::{CompiledPolicy, KeySource, Token};
 
 /// The issuers that are believed at a door, with their keys.
@@ -20,10 +22,17 @@ pub(crate) struct Issuers {
 struct Issuer {
     name: String,
     audiences: Vec<String>,
-    /// None of them when they could not be read: then every token of this issuer is refused.
-    keys: Vec<JwtAuthority>,
+    believed: Believed,
     headers: Vec<(HeaderName, String)>,
     forward: bool,
+}
+
+/// What the tokens of an issuer are, and by which keys they are verified. Without keys every one of them is refused.
+#[derive(Debug)]
+enum Believed {
+    Tokens(Vec<JwtAuthority>),
+    /// JWT-SVIDs of a trust domain; the bundle has its keys.
+    Svids(TrustDomain, BundleSet),
 }
 
 /// What a verified token says, and until when it says so.
@@ -49,9 +58,12 @@ impl Issuers {
             .map(|rule| Issuer {
                 name: rule.issuer.clone(),
                 audiences: rule.audiences.clone(),
-                keys: match &rule.keys {
-                    KeySource::Inline(keys) => keys.clone(),
-                    elsewhere => keys(elsewhere),
+                believed: match &rule.keys {
+                    KeySource::Inline(keys) => Believed::Tokens(keys.clone()),
+                    KeySource::Domain(domain) => {
+                        Believed::Svids(domain.clone(), bundle_of(domain, keys(&rule.keys)))
+                    }
+                    elsewhere => Believed::Tokens(keys(elsewhere)),
                 },
                 headers: rule
                     .headers
@@ -90,27 +102,21 @@ impl Issuers {
             .map(str::trim)
             .unwrap_or_default();
         let unknown = || BadToken("the token is of an issuer that no policy names here".to_owned());
-        let said = issuer_of(text).ok_or_else(unknown)?;
+        let (said, about) = (issuer_of(text), subject_of(text));
         let here = |issuer: &&Issuer| issuer.headers.iter().any(|(name, _)| name == place);
         let issuer = self
             .issuers
             .iter()
             .filter(here)
-            .find(|issuer| issuer.name == said)
+            .find(|issuer| issuer.may_have_made(said.as_deref(), about.as_deref()))
             .ok_or_else(unknown)?;
-        let expected = Expected {
-            issuer: &issuer.name,
-            audiences: &issuer.audiences,
-        };
-        let token = verify_issued(text, &issuer.keys, expected, now)
+        let shown = issuer
+            .verify(text, now)
             .map_err(|error| BadToken(error.to_string()))?;
         if !issuer.forward {
             headers.remove(place);
         }
-        Ok(Some(Shown {
-            until: token.expires_at + LEEWAY,
-            token: Arc::new(facts(token)),
-        }))
+        Ok(Some(shown))
     }
 
     /// The places in which a token stands. A header that an issuer names and that comes twice is refused: nobody knows
@@ -139,17 +145,73 @@ impl Issuers {
     }
 }
 
+impl Issuer {
+    /// Whether a token is to be verified by these keys, by what it says of itself. A JWT-SVID may name any issuer or none: its
+    /// subject says whose it is.
+    fn may_have_made(&self, said: Option<&str>, about: Option<&str>) -> bool {
+        match &self.believed {
+            Believed::Tokens(_) => said == Some(self.name.as_str()),
+            Believed::Svids(domain, _) => about
+                .and_then(|about| about.parse::<SpiffeId>().ok())
+                .is_some_and(|id| id.is_member_of(domain)),
+        }
+    }
+
+    fn verify(&self, text: &str, now: SystemTime) -> Result<Shown, JwtError> {
+        let (token, expires_at) = match &self.believed {
+            Believed::Tokens(keys) => {
+                let expected = Expected {
+                    issuer: &self.name,
+                    audiences: &self.audiences,
+                };
+                let token = verify_issued(text, keys, expected, now)?;
+                let principal = format!("{}/{}", token.issuer, token.subject);
+                (
+                    facts(principal, token.audience, &token.claims),
+                    token.expires_at,
+                )
+            }
+            Believed::Svids(_, bundles) => {
+                let svid = verify_jwt_svid(text, bundles, &self.audiences, now)?;
+                let principal = svid.id.to_string();
+                (
+                    facts(principal, svid.audience, &svid.claims),
+                    svid.expires_at,
+                )
+            }
+        };
+        Ok(Shown {
+            token: Arc::new(token),
+            until: expires_at + LEEWAY,
+        })
+    }
+}
+
+/// The keys of a trust domain as a bundle. Keys that contradict each other are none.
+fn bundle_of(domain: &TrustDomain, keys: Vec<JwtAuthority>) -> BundleSet {
+    let mut bundles = BundleSet::new();
+    let bundle = Bundle::new(domain.clone(), []).and_then(|empty| empty.with_jwt_authorities(keys));
+    if let Ok(bundle) = bundle {
+        bundles.insert(bundle);
+    }
+    bundles
+}
+
 /// The claims as a policy asks for them: every leaf that is text, a number or a boolean, with its path.
-fn facts(token: IssuedToken) -> Token {
+fn facts(
+    principal: String,
+    audiences: Vec<String>,
+    said: &serde_json::Map<String, serde_json::Value>,
+) -> Token {
     let mut claims = Vec::new();
-    for (name, value) in &token.claims {
+    for (name, value) in said {
         leaves(&mut vec![name.clone()], value, &mut claims);
     }
-    let presenter = token.claims.get("azp").and_then(|azp| azp.as_str());
+    let presenter = said.get("azp").and_then(|azp| azp.as_str());
     Token {
-        principal: format!("{}/{}", token.issuer, token.subject),
+        principal,
         presenter: presenter.map(str::to_owned),
-        audiences: token.audience,
+        audiences,
         claims,
     }
 }

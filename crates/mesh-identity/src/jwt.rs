@@ -18,7 +18,7 @@ mod strict;
 pub use algorithm::JwtAlgorithm;
 pub use authority::{JwtAuthority, JwtAuthorityError, MAX_KEY_ID_BYTES};
 pub use issue::{Claims, IssueError, SigningInput};
-pub use issuer::{Expected, IssuedToken, issuer_of, verify_issued};
+pub use issuer::{Expected, IssuedToken, issuer_of, subject_of, verify_issued};
 
 /// Largest token that is read, in bytes; what servers accept as one header field ends there.
 pub const MAX_JWT_BYTES: usize = 16 * 1024;

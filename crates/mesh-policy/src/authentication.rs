@@ -303,7 +303,7 @@ impl Reader {
             None => self.missing(node.place, "issuer"),
         };
         let audiences = self.values(&fields, "audiences", plain);
-        let keys = self.keys(node, &fields);
+        let keys = self.keys(node, &fields, issuer.as_deref());
         let headers = match fields.get("fromHeaders") {
             Some((_, headers)) => {
                 self.below("fromHeaders", |r| r.list(headers, Self::token_header))
@@ -323,8 +323,20 @@ impl Reader {
         })
     }
 
-    fn keys(&mut self, node: &Node, fields: &Fields<'_>) -> Option<KeySource> {
+    fn keys(
+        &mut self,
+        node: &Node,
+        fields: &Fields<'_>,
+        issuer: Option<&str>,
+    ) -> Option<KeySource> {
         match (fields.get("jwks"), fields.get("jwksUri")) {
+            (None, None) if issuer.is_some_and(|issuer| KeySource::of_issuer(issuer).is_some()) => {
+                if fields.get("audiences").is_none() {
+                    // A JWT-SVID is for somebody, and nobody may use it towards others (JWT-SVID 3.2).
+                    return self.missing(node.place, "audiences");
+                }
+                issuer.and_then(KeySource::of_issuer)
+            }
             (Some((_, jwks)), None) => self.below("jwks", |r| {
                 let text = r.text(jwks)?;
                 match mesh_identity::read_jwks(text.as_bytes()) {

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
-use mesh_identity::SpiffeId;
+use mesh_identity::{SpiffeId, TrustDomain};
 
 use crate::authentication::{JwtRule, Level, Posture, Postures, Transport};
 use crate::keys::{KeySource, KeyUrl};
@@ -335,7 +335,18 @@ impl CompiledPolicy {
             .iter()
             .filter_map(|rule| match &rule.keys {
                 KeySource::File(path) => Some(path.as_str()),
-                KeySource::Inline(_) | KeySource::Web(_) => None,
+                _ => None,
+            })
+    }
+
+    /// The trust domains whose JWT-SVIDs are believed.
+    pub fn believed_domains(&self) -> impl Iterator<Item = &TrustDomain> {
+        self.inner
+            .jwt_rules
+            .iter()
+            .filter_map(|rule| match &rule.keys {
+                KeySource::Domain(domain) => Some(domain),
+                _ => None,
             })
     }
 
@@ -346,7 +357,7 @@ impl CompiledPolicy {
             .iter()
             .filter_map(|rule| match &rule.keys {
                 KeySource::Web(url) => Some(url),
-                KeySource::Inline(_) | KeySource::File(_) => None,
+                _ => None,
             })
     }
 

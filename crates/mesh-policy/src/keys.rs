@@ -4,7 +4,7 @@
 
 use std::fmt;
 
-use mesh_identity::JwtAuthority;
+use mesh_identity::{JwtAuthority, TrustDomain};
 
 use crate::pattern::PatternError;
 
@@ -17,6 +17,8 @@ pub enum KeySource {
     File(String),
     /// A place in the Web that serves one.
     Web(KeyUrl),
+    /// The Workload API: its tokens are JWT-SVIDs of this trust domain.
+    Domain(TrustDomain),
 }
 
 /// An `https` URL, taken apart.
@@ -37,6 +39,12 @@ impl fmt::Display for KeyUrl {
 }
 
 impl KeySource {
+    /// The keys of an issuer that is named and for whom no keys are: those of a trust domain.
+    pub(crate) fn of_issuer(issuer: &str) -> Option<Self> {
+        let domain = issuer.strip_prefix("spiffe://")?;
+        domain.parse().ok().map(Self::Domain)
+    }
+
     pub(crate) fn of_uri(text: &str) -> Result<Self, PatternError> {
         if let Some(path) = text
             .strip_prefix("file://")
@@ -71,6 +79,22 @@ fn url(rest: &str) -> Option<KeyUrl> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_issuer_without_keys_is_a_trust_domain_or_a_mistake() {
+        assert!(matches!(
+            KeySource::of_issuer("spiffe://dev.test"),
+            Some(KeySource::Domain(domain)) if domain.as_str() == "dev.test"
+        ));
+        for other in [
+            "https://dev.test",
+            "dev.test",
+            "spiffe://dev.test/shop",
+            "spiffe://",
+        ] {
+            assert!(KeySource::of_issuer(other).is_none(), "{other}");
+        }
+    }
 
     #[test]
     fn a_place_of_keys_is_a_file_or_a_whole_https_address() {

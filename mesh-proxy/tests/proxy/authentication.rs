@@ -320,3 +320,80 @@ async fn a_stream_ends_with_the_token_by_which_it_was_let_in() {
             .any(|r| r["action"] == "connection.cut")
     );
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn jwt_svids_of_a_trust_domain_are_believed_by_the_keys_of_the_workload_api() {
+    let pair = Pair::start("").await;
+    let text = document(
+        "RequestAuthentication",
+        "svids",
+        "{ jwtRules: [ { issuer: \"spiffe://dev.test\", audiences: [pay] } ] }",
+    ) + &document(
+        "AuthorizationPolicy",
+        "cron",
+        "{ rules: [ { from: [ { source: { requestPrincipals: [\"spiffe://dev.test/cron\"] } } ] } ] }",
+    );
+    let signer = JwtSigner::new("k1");
+    let bearer = |token: &str| format!("Authorization: Bearer {token}\r\n");
+    let svid = |signer: &JwtSigner, id: &str, audience: &str| {
+        let seconds = now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap()
+            .as_secs();
+        let claims = json!({ "sub": id, "aud": [audience], "exp": seconds + 300 });
+        signer.sign(&signer.header(), &claims)
+    };
+    let good = bearer(&svid(&signer, "spiffe://dev.test/cron", "pay"));
+    let serve = |signer: &JwtSigner| {
+        let keys = signer.bundle("dev.test").to_jwks_json();
+        let bundles = [("spiffe://dev.test".to_owned(), keys)].into();
+        let frame = proto::spiffe::workload::JwtBundlesResponse { bundles };
+        pair.pay_agent.keys.send_replace(frame);
+    };
+    let becomes = async |headers: &str, wanted: &str| {
+        let mut answer = String::new();
+        for _ in 0..60 {
+            answer = with(&pair, headers).await;
+            if answer.starts_with(&format!("HTTP/1.1 {wanted}")) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        panic!("not {wanted}: {answer}");
+    };
+    pair.policy(&text);
+    becomes(&good, "401").await;
+    serve(&signer);
+    becomes(&good, "200").await;
+    for (what, token, status) in [
+        (
+            "another workload",
+            svid(&signer, "spiffe://dev.test/other", "pay"),
+            "403",
+        ),
+        (
+            "another audience",
+            svid(&signer, "spiffe://dev.test/cron", "bank"),
+            "401",
+        ),
+        (
+            "another trust domain",
+            svid(&signer, "spiffe://other.test/cron", "pay"),
+            "401",
+        ),
+        (
+            "another key",
+            svid(&JwtSigner::new("k1"), "spiffe://dev.test/cron", "pay"),
+            "401",
+        ),
+    ] {
+        let answer = with(&pair, &bearer(&token)).await;
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status}")),
+            "{what}: {answer}"
+        );
+    }
+    // Keys that a frame no longer has count no longer.
+    serve(&JwtSigner::new("k2"));
+    becomes(&good, "401").await;
+}

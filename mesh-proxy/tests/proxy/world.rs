@@ -170,16 +170,20 @@ pub(crate) fn started() -> Instant {
 pub(crate) struct Agent {
     pub(crate) socket: PathBuf,
     pub(crate) frames: watch::Sender<wire::X509svidResponse>,
+    /// The keys of JWT-SVIDs.
+    pub(crate) keys: watch::Sender<wire::JwtBundlesResponse>,
     server: tokio::task::JoinHandle<()>,
 }
 
 impl Agent {
     fn start(socket: PathBuf, frame: wire::X509svidResponse) -> Self {
         let (frames, follow) = watch::channel(frame);
-        let server = serve_agent(&socket, follow);
+        let (keys, follow_keys) = watch::channel(wire::JwtBundlesResponse::default());
+        let server = serve_agent(&socket, WorkloadApi(follow, follow_keys));
         Self {
             socket,
             frames,
+            keys,
             server,
         }
     }
@@ -195,21 +199,21 @@ impl Drop for Agent {
     }
 }
 
-fn serve_agent(
-    socket: &Path,
-    follow: watch::Receiver<wire::X509svidResponse>,
-) -> tokio::task::JoinHandle<()> {
+fn serve_agent(socket: &Path, api: WorkloadApi) -> tokio::task::JoinHandle<()> {
     let listener = UnixListener::bind(socket).unwrap();
     tokio::spawn(async move {
         tonic::transport::Server::builder()
-            .add_service(SpiffeWorkloadApiServer::new(WorkloadApi(follow)))
+            .add_service(SpiffeWorkloadApiServer::new(api))
             .serve_with_incoming(UnixListenerStream::new(listener))
             .await
             .unwrap();
     })
 }
 
-struct WorkloadApi(watch::Receiver<wire::X509svidResponse>);
+struct WorkloadApi(
+    watch::Receiver<wire::X509svidResponse>,
+    watch::Receiver<wire::JwtBundlesResponse>,
+);
 
 type Frames<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -257,7 +261,9 @@ impl SpiffeWorkloadApi for WorkloadApi {
         &self,
         _: Request<wire::JwtBundlesRequest>,
     ) -> Result<Response<Self::FetchJWTBundlesStream>, Status> {
-        Err(Status::unimplemented("this agent gives X.509-SVIDs only"))
+        Ok(Response::new(Box::pin(
+            WatchStream::new(self.1.clone()).map(Ok),
+        )))
     }
 
     async fn validate_jwtsvid(

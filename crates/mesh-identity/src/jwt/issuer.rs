@@ -39,11 +39,21 @@ pub struct IssuedToken {
 /// What a token says about its issuer, unproven: only to choose by whose keys it has to be verified.
 #[must_use]
 pub fn issuer_of(token: &str) -> Option<String> {
+    unproven(token, "iss")
+}
+
+/// What a token says of whom it speaks, unproven: only to choose by whose keys a JWT-SVID has to be verified, which may have no `iss`.
+#[must_use]
+pub fn subject_of(token: &str) -> Option<String> {
+    unproven(token, "sub")
+}
+
+fn unproven(token: &str, claim: &str) -> Option<String> {
     if token.len() > MAX_JWT_BYTES {
         return None;
     }
     let claims = object(token.split('.').nth(1)?).ok()?;
-    claims.get("iss")?.as_str().map(str::to_owned)
+    claims.get(claim)?.as_str().map(str::to_owned)
 }
 
 /// Verifies a token in compact form by the keys of its issuer, at a moment.
