@@ -12,6 +12,7 @@ pub(crate) mod refusal;
 pub(crate) mod request;
 mod stall;
 mod trace;
+mod watch;
 
 use std::convert::Infallible;
 use std::future::Future;

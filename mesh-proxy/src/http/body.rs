@@ -16,11 +16,12 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::Sleep;
 
-use super::exchange::{Exchange, PolicyWatch};
+use super::exchange::Exchange;
 use super::grpc::Messages;
 use super::headers;
 use super::pool::Lease;
 use super::stall::Handed;
+use super::watch::PolicyWatch;
 
 /// Why a body ended early.
 pub(crate) type BodyError = Box<dyn Error + Send + Sync>;

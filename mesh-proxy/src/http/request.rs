@@ -14,10 +14,11 @@ use mesh_runtime::errors::ErrorChain;
 use mesh_tls::HandshakeError;
 
 use super::body::{ProxyBody, RequestBody};
-use super::exchange::{Exchange, Host, PolicyWatch, Side, doubled_content_type};
+use super::exchange::{Exchange, Host, Side, doubled_content_type};
 use super::headers::{self, XFCC};
 use super::pool::{Pool, SendError};
 use super::refusal::{Refusal, Why};
+use super::watch::PolicyWatch;
 use crate::connections::Cut;
 use crate::decide::{self, Caller, RequestFacts};
 use crate::policy::Policies;
