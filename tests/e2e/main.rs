@@ -1,8 +1,10 @@
 //! The proof: true programs, started as a user starts them. One topic per file.
 
 mod admin;
+mod admin_socket;
 mod authority;
 mod clients;
+mod clock;
 mod crash;
 mod deploy;
 mod dev;
