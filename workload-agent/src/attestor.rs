@@ -142,6 +142,17 @@ impl Attestor {
         }
     }
 
+    /// What is known of a process already, as it was at `since` or later.
+    pub fn known(
+        &self,
+        process: &Process,
+        credentials: Credentials,
+        wanted: Wanted,
+        since: Instant,
+    ) -> Option<Sight> {
+        process.memory().since(credentials, wanted, since)
+    }
+
     /// What is known of a process, as it was at `since` or later. Whoever asks for the same process meanwhile gets the same answer;
     /// where facts are known, a glance that finds the process unchanged is enough.
     ///
@@ -155,9 +166,6 @@ impl Attestor {
         since: Instant,
     ) -> Result<Sight, AttestError> {
         let memory = process.memory();
-        if let Some(sight) = memory.since(credentials, wanted, since) {
-            return Ok(sight);
-        }
         let in_turn = async {
             let _turn = memory.turn.lock().await;
             if let Some(sight) = memory.since(credentials, wanted, since) {

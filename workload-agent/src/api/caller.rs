@@ -113,40 +113,40 @@ impl Caller {
         self.sight.as_ref().map(Sight::due)
     }
 
-    /// Attests the process again if its facts may not hold any more.
-    pub(super) async fn keep_up(&mut self, wanted: Wanted) -> Result<(), Status> {
+    /// Attests the process again if its facts may not hold any more. Whether they may be others now.
+    pub(super) async fn keep_up(&mut self, wanted: Wanted) -> Result<bool, Status> {
         match &self.sight {
-            Some(sight) if sight.counts(wanted) => Ok(()),
+            Some(sight) if sight.counts(wanted) => Ok(false),
             _ => self.look_since(wanted, Sight::recently()).await,
         }
     }
 
     /// Attests the process.
     pub(super) async fn look(&mut self, wanted: Wanted) -> Result<(), Status> {
-        self.look_since(wanted, Instant::now()).await
+        self.look_since(wanted, Instant::now()).await.map(drop)
     }
 
-    /// Attests the process, unless that was done at `since` or later for another of its calls.
+    /// Attests the process, unless that was done at `since` or later for another of its calls. Whether its facts may be others now.
     pub(super) async fn look_since(
         &mut self,
         wanted: Wanted,
         since: Instant,
-    ) -> Result<(), Status> {
+    ) -> Result<bool, Status> {
         let credentials = Credentials::Socket {
             uid: self.peer.uid(),
             gid: self.peer.gid(),
         };
-        let (started, process) = (Instant::now(), self.peer.process());
-        let attestor = &self.parts.attestor;
+        let (attestor, process) = (&self.parts.attestor, self.peer.process());
+        if let Some(sight) = attestor.known(process, credentials, wanted, since) {
+            return Ok(self.saw(sight));
+        }
+        let started = Instant::now();
         let found = attestor.attest(process, credentials, wanted, since).await;
         self.parts
             .metrics
             .attested(started.elapsed(), found.as_ref().err().map(label));
         match found {
-            Ok(sight) => {
-                self.sight = Some(sight);
-                Ok(())
-            }
+            Ok(sight) => Ok(self.saw(sight)),
             Err(AttestError::Gone) => Err(gone()),
             Err(error) => {
                 self.parts.metrics.no_identity("attestor_error");
@@ -155,6 +155,11 @@ impl Caller {
                 Err(Status::unavailable("the caller could not be attested"))
             }
         }
+    }
+
+    fn saw(&mut self, sight: Sight) -> bool {
+        let before = self.sight.replace(sight);
+        !before.is_some_and(|before| self.sight.iter().all(|now| now.is_of_the_look_of(&before)))
     }
 
     /// Records identities that this process is given: ID and serial number or name of each. They are begun together, so that

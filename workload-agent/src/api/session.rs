@@ -19,6 +19,7 @@ use super::{
     sleep_until,
 };
 use crate::{
+    attestor::Wanted,
     metrics::OpenStream,
     vault::{BundleView, IdentitySet, Pins, Standing, View},
 };
@@ -151,8 +152,10 @@ impl<T: Follow> Session<T> {
                 && told != state
             {
                 // The process may have become another program since the last message (M10 b): no new key before a new look.
-                self.caller.look_since(view.wanted(), view.since()).await?;
-                standing = T::standing(&view, self.caller.facts(), self.caller.parts.clock.now());
+                if self.caller.look_since(view.wanted(), view.since()).await? {
+                    standing =
+                        T::standing(&view, self.caller.facts(), self.caller.parts.clock.now());
+                }
             }
             if !self.caller.peer.process().is_alive() {
                 return Err(gone());
@@ -182,12 +185,22 @@ impl<T: Follow> Session<T> {
                     settling.then_some(started + SETTLE)
                 }
             };
+            self.wait(deadline, view.wanted()).await?;
+        }
+    }
+
+    /// Until something may be otherwise than it was.
+    async fn wait(&mut self, deadline: Option<Instant>, wanted: Wanted) -> Result<(), Status> {
+        loop {
             tokio::select! {
-                changed = self.views.changed() => changed.map_err(|_| stopping())?,
+                changed = self.views.changed() => return changed.map_err(|_| stopping()),
                 () = self.caller.peer.process().exited() => return Err(gone()),
                 () = self.caller.parts.stop.cancelled() => return Err(stopping()),
-                () = sleep_until(deadline) => {}
+                () = sleep_until(deadline) => return Ok(()),
                 () = sleep_until(self.caller.due()) => {}
+            }
+            if self.caller.keep_up(wanted).await? {
+                return Ok(());
             }
         }
     }

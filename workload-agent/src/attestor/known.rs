@@ -66,6 +66,11 @@ impl Sight {
         &self.found.attestation
     }
 
+    /// Whether both are of one look: the facts are the same.
+    pub fn is_of_the_look_of(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.found, &other.found)
+    }
+
     /// Whether whoever wants these facts may go by it at this moment.
     pub fn counts(&self, wanted: Wanted) -> bool {
         self.found.wanted.covers(wanted) && Instant::now() < self.due()
