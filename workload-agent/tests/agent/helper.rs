@@ -160,11 +160,11 @@ async fn a_command_is_started_with_the_first_files_told_of_the_next_and_ends_wit
         agent.dir.path().join("heard"),
     );
     let text = "test -s \"$1/svid.pem\" && echo started >> \"$2\"\n\
-                trap 'echo renewed >> \"$2\"' HUP\ntrap 'echo ended >> \"$2\"; exit 0' TERM\n\
+                trap 'echo renewed >> \"$2\"' USR1\ntrap 'echo ended >> \"$2\"; exit 0' TERM\n\
                 while :; do sleep 0.1; done\n";
     fs::write(&script, text).unwrap();
     let more = format!(
-        "{X509}cmd = \"sh\"\ncmd_args = \"\\\"{}\\\" {} {}\"\nrenew_signal = \"SIGHUP\"\n",
+        "{X509}cmd = \"sh\"\ncmd_args = \"\\\"{}\\\" {} {}\"\nrenew_signal = \"SIGUSR1\"\n",
         script.display(),
         agent.dir.path().join("files").display(),
         heard.display()
