@@ -136,7 +136,7 @@ impl Pages {
         }
         Answer::json(&State {
             draining: self.drain.stop_accepting().is_cancelled(),
-            open: self.connections.list().open,
+            open: self.connections.count(),
         })
     }
 

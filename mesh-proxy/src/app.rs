@@ -27,6 +27,7 @@ use crate::connections::{Proofs, Registry};
 use crate::feed::Feed;
 use crate::http::pool::{Pool, Target};
 use crate::identity::Source;
+use crate::identity::stream::Link;
 use crate::identity::tokens::{JwtBundles, KeySource};
 use crate::inbound::{self, InboundDoor};
 use crate::keys::Fetcher;
@@ -350,9 +351,11 @@ fn start_identity(
     tasks: &Tasks,
 ) -> anyhow::Result<()> {
     let source = Source {
-        socket: workload_api(config)?,
-        clock: clock.clone(),
-        metrics: metrics.clone(),
+        link: Link {
+            socket: workload_api(config)?,
+            clock: clock.clone(),
+            metrics: metrics.clone(),
+        },
         publish,
     };
     let part = readiness.part("identity");
@@ -403,11 +406,13 @@ fn start_policy(
     tasks.spawn("policy", |stop| feed.run(part, stop));
     tasks.spawn("keys", |stop| fetcher.run(stop));
     let source = KeySource {
-        socket: workload_api(config)?,
+        link: Link {
+            socket: workload_api(config)?,
+            clock: parts.clock.clone(),
+            metrics: parts.metrics.clone(),
+        },
         bundles: jwt_bundles,
         policies: parts.policies.clone(),
-        metrics: parts.metrics.clone(),
-        clock: parts.clock.clone(),
     };
     tasks.spawn("jwt-bundles", |stop| source.run(stop));
     Ok(())

@@ -3,39 +3,22 @@
 //! Never shows half a frame, and never gives up the last good certificate before it expires by itself while nobody answers; what is
 //! withdrawn, trust or the identity, goes at once.
 
+pub(crate) mod stream;
 pub(crate) mod tokens;
 
 use std::convert::Infallible;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::path::PathBuf;
 
-use hyper_util::rt::TokioIo;
 use mesh_identity::{Bundle, BundleError, BundleSet, SpiffeId, SvidError, TrustDomain, X509Svid};
-use mesh_runtime::clock::Clock;
 use mesh_runtime::errors::Coded;
 use mesh_runtime::readiness::{Part, ReadyPart};
 use mesh_runtime::tasks::Stop;
-use mesh_runtime::telemetry::Repetition;
 use mesh_tls::{IdentityCell, PrivateKey, TlsIdentity, TlsIdentityError};
-use proto::spiffe::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
 use proto::spiffe::workload::{X509svid, X509svidRequest, X509svidResponse};
-use tokio::net::UnixStream;
 use tokio::sync::watch;
-use tonic::Code;
-use tonic::metadata::MetadataValue;
-use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::{Code, Response, Status, Streaming};
 
-use crate::metrics::ProxyMetrics;
-
-/// The header without which no Workload API answers: it keeps web pages from asking.
-const SECURITY_HEADER: &str = "workload.spiffe.io";
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-/// How often it is looked whether another server took the place of one that said no for good.
-const LOOK_FOR_ANOTHER: Duration = Duration::from_secs(1);
-/// A frame with a hundred bundles is far below this.
-const LARGEST_FRAME: usize = 4 * 1024 * 1024;
+use self::stream::{Client, Follower, Link, ask};
 
 /// Why there is no (new) identity.
 #[derive(Debug, thiserror::Error)]
@@ -126,9 +109,7 @@ pub enum FrameError {
 
 /// Where the identity comes from, and where it goes.
 pub(crate) struct Source {
-    pub(crate) socket: PathBuf,
-    pub(crate) clock: Clock,
-    pub(crate) metrics: ProxyMetrics,
+    pub(crate) link: Link,
     /// Filled with the first identity; after that the cell itself is swapped.
     pub(crate) publish: watch::Sender<Option<IdentityCell>>,
 }
@@ -164,52 +145,18 @@ impl Ready {
 }
 
 impl Source {
-    /// Follows the stream until stopped; reconnects with a growing pause.
+    /// Follows the stream until stopped.
     pub(crate) async fn run(self, ready: Part, stop: Stop) -> Result<(), Infallible> {
-        let mut ready = Ready {
-            first: Some(ready),
-            since: None,
+        let link = self.link.clone();
+        let mut following = Following {
+            source: self,
+            ready: Ready {
+                first: Some(ready),
+                since: None,
+            },
         };
-        let trouble = Repetition::new("workload-api");
-        let mut pause = FIRST_PAUSE;
-        loop {
-            let server = socket_file(&self.socket);
-            let follow = self.follow(&mut ready, &trouble, &mut pause);
-            let Some(error) = stop.unless_stopped(follow).await else {
-                return Ok(());
-            };
-            trouble.failed(&error);
-            self.metrics.identity_failed(error.code());
-            ready.wait_for("no identity from the Workload API yet");
-            if error.is_withdrawal() {
-                self.withdraw(&ready);
-            }
-            if error.is_final() {
-                let Some(()) = stop.unless_stopped(self.another_than(server)).await else {
-                    return Ok(());
-                };
-                pause = FIRST_PAUSE;
-                continue;
-            }
-            // Up to a quarter more, so that the proxies of a node do not come back in step.
-            let jitter = pause.mul_f64(f64::from(fraction()) / 1024.0);
-            if stop
-                .unless_stopped(self.clock.sleep(pause + jitter))
-                .await
-                .is_none()
-            {
-                return Ok(());
-            }
-            pause = (pause * 2).min(LONGEST_PAUSE);
-        }
-    }
-
-    /// Waits until there is another socket than the one that said no for good. The same server would say the same again, so it
-    /// is not asked (WEP-9, WEP-20); one that is started anew makes a socket of its own.
-    async fn another_than(&self, server: Option<SocketFile>) {
-        while socket_file(&self.socket) == server {
-            self.clock.sleep(LOOK_FOR_ANOTHER).await;
-        }
+        link.follow(&mut following, "workload-api", &stop).await;
+        Ok(())
     }
 
     /// The identity in use is not ours any more: no peer is trusted from here on, so none is spoken to and open connections are
@@ -227,53 +174,10 @@ impl Source {
         }
     }
 
-    /// One connection, until it fails.
-    async fn follow(
-        &self,
-        ready: &mut Ready,
-        trouble: &Repetition,
-        pause: &mut Duration,
-    ) -> IdentityError {
-        let channel = match connect(&self.socket).await {
-            Ok(channel) => channel,
-            Err(error) => return error,
-        };
-        let mut client =
-            SpiffeWorkloadApiClient::new(channel).max_decoding_message_size(LARGEST_FRAME);
-        let mut request = tonic::Request::new(X509svidRequest {});
-        request
-            .metadata_mut()
-            .insert(SECURITY_HEADER, MetadataValue::from_static("true"));
-        let mut frames = match client.fetch_x509svid(request).await {
-            Ok(response) => response.into_inner(),
-            Err(status) => return IdentityError::Answer(Box::new(status)),
-        };
-        loop {
-            let frame = match frames.message().await {
-                Ok(Some(frame)) => frame,
-                Ok(None) => return IdentityError::Ended,
-                Err(status) => return IdentityError::Answer(Box::new(status)),
-            };
-            match self.take(frame) {
-                Ok(identity) => {
-                    self.put(identity, ready);
-                    trouble.succeeded();
-                    *pause = FIRST_PAUSE;
-                }
-                // The stream goes on: the next frame may be good. What is in use stays.
-                Err(error) => {
-                    let error = IdentityError::Frame(error);
-                    self.metrics.identity_failed(error.code());
-                    trouble.failed(&error);
-                }
-            }
-        }
-    }
-
-    fn take(&self, frame: X509svidResponse) -> Result<TlsIdentity, FrameError> {
+    fn read(&self, frame: X509svidResponse) -> Result<TlsIdentity, FrameError> {
         let (svid, key, bundles) = read_frame(frame)?;
         let domain = svid.id().trust_domain().clone();
-        TlsIdentity::new(svid, key, bundles.clone(), self.clock.now()).map_err(|cause| {
+        TlsIdentity::new(svid, key, bundles.clone(), self.link.clock.now()).map_err(|cause| {
             if matches!(cause, TlsIdentityError::NotAccepted(_)) {
                 self.trust_only(&domain, bundles);
             }
@@ -297,9 +201,9 @@ impl Source {
         let (id, serial) = (identity.id().clone(), identity.svid().serial().to_owned());
         let left = identity
             .not_after()
-            .duration_since(self.clock.now())
+            .duration_since(self.link.clock.now())
             .unwrap_or_default();
-        self.metrics.identity_updated(identity.not_after());
+        self.link.metrics.identity_updated(identity.not_after());
         let known = self.publish.borrow().clone();
         match known {
             Some(cell) => cell.publish(identity),
@@ -309,6 +213,33 @@ impl Source {
         }
         ready.yes();
         tracing::info!(%id, %serial, expires_in_s = left.as_secs(), "identity");
+    }
+}
+
+/// The source, and who waits for it.
+struct Following {
+    source: Source,
+    ready: Ready,
+}
+
+impl Follower for Following {
+    type Frame = X509svidResponse;
+
+    async fn open(mut client: Client) -> Result<Response<Streaming<X509svidResponse>>, Status> {
+        client.fetch_x509svid(ask(X509svidRequest {})).await
+    }
+
+    fn take(&mut self, frame: X509svidResponse) -> Result<(), FrameError> {
+        let identity = self.source.read(frame)?;
+        self.source.put(identity, &mut self.ready);
+        Ok(())
+    }
+
+    fn failed(&mut self, error: &IdentityError) {
+        self.ready.wait_for("no identity from the Workload API yet");
+        if error.is_withdrawal() {
+            self.source.withdraw(&self.ready);
+        }
     }
 }
 
@@ -363,36 +294,6 @@ fn read_bundle(domain: TrustDomain, roots: &[u8]) -> Result<Bundle, FrameError> 
         domain: name,
         cause,
     })
-}
-
-/// What tells one socket at a path from the next: device, inode, and when it was made or moved there.
-type SocketFile = (u64, u64, i64, i64);
-
-fn socket_file(path: &Path) -> Option<SocketFile> {
-    let meta = std::fs::metadata(path).ok()?;
-    Some((meta.dev(), meta.ino(), meta.ctime(), meta.ctime_nsec()))
-}
-
-async fn connect(socket: &Path) -> Result<Channel, IdentityError> {
-    let path = socket.to_owned();
-    let dial = tower::service_fn(move |_: Uri| {
-        let path = path.clone();
-        async move { UnixStream::connect(path).await.map(TokioIo::new) }
-    });
-    // The URI is only a name for the connection: a Unix socket has none.
-    Endpoint::from_static("http://workload-api")
-        .connect_timeout(Duration::from_secs(5))
-        .connect_with_connector(dial)
-        .await
-        .map_err(|cause| IdentityError::Unreachable {
-            path: socket.to_owned(),
-            cause,
-        })
-}
-
-/// A number from 0 to 255 that differs between processes and calls.
-fn fraction() -> u8 {
-    uuid::Uuid::new_v4().as_bytes()[0]
 }
 
 #[cfg(test)]

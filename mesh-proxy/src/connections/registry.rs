@@ -96,6 +96,11 @@ impl Registry {
         }
     }
 
+    /// How many are open.
+    pub(crate) fn count(&self) -> usize {
+        self.locked().open.len()
+    }
+
     pub(crate) fn list(&self) -> Listed {
         let state = self.locked();
         let shown = state.open.values().take(MOST_SHOWN).map(|open| Shown {

@@ -3,15 +3,18 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt as _;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Empty, StreamBody};
 use hyper::body::{Frame, Incoming};
-use hyper_util::rt::TokioExecutor;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use mesh_identity::test_util::{Made, Spec};
+use mesh_runtime::clock::Clock;
 use mesh_runtime::metrics::Metrics;
 use mesh_runtime::readiness::Readiness;
 use mesh_runtime::tasks::Tasks;
@@ -21,7 +24,9 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 
+use super::stream::SECURITY_HEADER;
 use super::*;
+use crate::metrics::ProxyMetrics;
 
 /// What the next call is answered.
 enum Answer {
@@ -145,9 +150,11 @@ impl Client {
         let dir = tempfile::tempdir().unwrap();
         let (publish, identity) = watch::channel(None);
         let source = Source {
-            socket: dir.path().join("api.sock"),
-            clock: Clock::system(),
-            metrics: ProxyMetrics::new(&Metrics::new("mesh_proxy"), None),
+            link: Link {
+                socket: dir.path().join("api.sock"),
+                clock: Clock::system(),
+                metrics: ProxyMetrics::new(&Metrics::new("mesh_proxy"), None),
+            },
             publish,
         };
         let (readiness, tasks) = (Readiness::new(), Tasks::new("test"));

@@ -1,26 +1,19 @@
 //! The keys of JWT-SVIDs: sets of the SPIFFE Workload API, each frame taken whole or refused.
 //! Trusts the socket's owner for which trust domains this workload may believe.
-//! Never asks before a policy believes a trust domain's tokens, and never keeps keys that a frame no longer has.
+//! Never asks before a policy believes a trust domain's tokens, and never keeps keys that a frame no longer has, or that were withdrawn.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use mesh_identity::{JwtAuthority, TrustDomain};
-use mesh_runtime::clock::Clock;
-use mesh_runtime::errors::Coded as _;
 use mesh_runtime::tasks::Stop;
-use mesh_runtime::telemetry::Repetition;
-use proto::spiffe::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
 use proto::spiffe::workload::{JwtBundlesRequest, JwtBundlesResponse};
-use tonic::metadata::MetadataValue;
+use tonic::{Response, Status, Streaming};
 
-use super::{
-    FIRST_PAUSE, FrameError, IdentityError, LARGEST_FRAME, LONGEST_PAUSE, SECURITY_HEADER, connect,
-};
-use crate::metrics::ProxyMetrics;
+use super::stream::{Client, Follower, Link, ask};
+use super::{FrameError, IdentityError};
 use crate::policy::Policies;
 
 /// The keys of one trust domain, as they came, and what is in them.
@@ -62,77 +55,48 @@ impl JwtBundles {
 
 /// Follows the Workload API's stream of keys.
 pub(crate) struct KeySource {
-    pub(crate) socket: PathBuf,
+    pub(crate) link: Link,
     pub(crate) bundles: JwtBundles,
     pub(crate) policies: Policies,
-    pub(crate) metrics: ProxyMetrics,
-    pub(crate) clock: Clock,
 }
 
 impl KeySource {
-    /// Follows until stopped, from the first policy on that believes a trust domain; reconnects with a growing pause.
-    pub(crate) async fn run(self, stop: Stop) -> Result<(), Infallible> {
+    /// Follows until stopped, from the first policy on that believes a trust domain.
+    pub(crate) async fn run(mut self, stop: Stop) -> Result<(), Infallible> {
         let mut changes = self.policies.subscribe();
         let wanted = changes.wait_for(|_| {
             let in_force = self.policies.current();
             in_force.policy.believed_domains().next().is_some()
         });
-        match stop.unless_stopped(wanted).await {
-            Some(Ok(_)) => {}
-            // Stopped, or the program ends.
-            Some(Err(_)) | None => return Ok(()),
+        // Otherwise stopped, or the program ends.
+        let is_wanted = matches!(stop.unless_stopped(wanted).await, Some(Ok(_)));
+        if is_wanted {
+            let link = self.link.clone();
+            link.follow(&mut self, "workload-api-keys", &stop).await;
         }
-        let trouble = Repetition::new("workload-api-keys");
-        let mut pause = FIRST_PAUSE;
-        loop {
-            let followed = self.follow(&trouble, &mut pause);
-            let Some(error) = stop.unless_stopped(followed).await else {
-                return Ok(());
-            };
-            trouble.failed(&error);
-            self.metrics.identity_failed(error.code());
-            if stop.unless_stopped(self.clock.sleep(pause)).await.is_none() {
-                return Ok(());
-            }
-            pause = (pause * 2).min(LONGEST_PAUSE);
-        }
+        Ok(())
+    }
+}
+
+impl Follower for KeySource {
+    type Frame = JwtBundlesResponse;
+
+    async fn open(mut client: Client) -> Result<Response<Streaming<JwtBundlesResponse>>, Status> {
+        client.fetch_jwt_bundles(ask(JwtBundlesRequest {})).await
     }
 
-    /// One connection, until it fails.
-    async fn follow(&self, trouble: &Repetition, pause: &mut std::time::Duration) -> IdentityError {
-        let channel = match connect(&self.socket).await {
-            Ok(channel) => channel,
-            Err(error) => return error,
-        };
-        let mut client =
-            SpiffeWorkloadApiClient::new(channel).max_decoding_message_size(LARGEST_FRAME);
-        let mut request = tonic::Request::new(JwtBundlesRequest {});
-        let headers = request.metadata_mut();
-        headers.insert(SECURITY_HEADER, MetadataValue::from_static("true"));
-        let mut frames = match client.fetch_jwt_bundles(request).await {
-            Ok(response) => response.into_inner(),
-            Err(status) => return IdentityError::Answer(Box::new(status)),
-        };
-        loop {
-            let frame = match frames.message().await {
-                Ok(Some(frame)) => frame,
-                Ok(None) => return IdentityError::Ended,
-                Err(status) => return IdentityError::Answer(Box::new(status)),
-            };
-            match read(frame) {
-                Ok(all) => {
-                    tracing::info!(domains = all.len(), "keys of JWT-SVIDs");
-                    self.bundles.replace(all);
-                    trouble.succeeded();
-                    *pause = FIRST_PAUSE;
-                }
-                // The next frame may be good; the keys in use stay.
-                Err(error) => {
-                    let error = IdentityError::Frame(error);
-                    self.metrics.identity_failed(error.code());
-                    trouble.failed(&error);
-                }
-            }
+    fn take(&mut self, frame: JwtBundlesResponse) -> Result<(), FrameError> {
+        let all = read(frame)?;
+        tracing::info!(domains = all.len(), "keys of JWT-SVIDs");
+        self.bundles.replace(all);
+        Ok(())
+    }
+
+    /// Whoever may not see the keys any more believes nobody's tokens.
+    fn failed(&mut self, error: &IdentityError) {
+        if error.is_withdrawal() {
+            self.bundles.replace(BTreeMap::new());
+            tracing::warn!("the keys of JWT-SVIDs were withdrawn: every one of them is refused");
         }
     }
 }
@@ -187,5 +151,30 @@ mod tests {
             bundles.get(&"dev.test".parse().unwrap()).is_none(),
             "withdrawn"
         );
+    }
+
+    #[test]
+    fn wapi_34_keys_that_are_withdrawn_are_given_up_and_those_of_a_server_that_is_away_are_not() {
+        let keys = JwtSigner::new("k").bundle("dev.test").to_jwks_json();
+        let mut source = KeySource {
+            link: Link {
+                socket: "/nowhere".into(),
+                clock: mesh_runtime::clock::Clock::system(),
+                metrics: crate::metrics::ProxyMetrics::new(
+                    &mesh_runtime::metrics::Metrics::new("mesh_proxy"),
+                    None,
+                ),
+            },
+            bundles: JwtBundles::default(),
+            policies: Policies::not_ready(),
+        };
+        source.take(frame(&[("spiffe://dev.test", &keys)])).unwrap();
+        let has = |source: &KeySource| source.bundles.get(&"dev.test".parse().unwrap()).is_some();
+        source.failed(&IdentityError::Ended);
+        source.failed(&IdentityError::Answer(Box::new(Status::unavailable(""))));
+        assert!(has(&source));
+        let no = Status::permission_denied("");
+        source.failed(&IdentityError::Answer(Box::new(no)));
+        assert!(!has(&source));
     }
 }

@@ -20,6 +20,7 @@ use tonic::{Request, Status};
 use super::{PerUid, Place, correlation_id, peer::Peer};
 use crate::{
     attestor::{AttestError, Attestor, Credentials, Wanted, known::Sight},
+    config::LimitOptions,
     metrics::Metrics,
     tokens::Tokens,
     vault::Vault,
@@ -55,7 +56,7 @@ impl Parts {
             attestor,
             clock,
             metrics,
-            streams: PerUid::new(usize::MAX),
+            streams: PerUid::new(LimitOptions::default().streams_per_uid),
             denials: Denials::default(),
             audit,
             tokens,
@@ -63,7 +64,7 @@ impl Parts {
         }
     }
 
-    /// With a limit for the open streams and calls of one uid, over all its connections and every door.
+    /// With another limit than the usual one for the open streams and calls of one uid, over all its connections and every door.
     #[must_use]
     pub fn with_streams_per_uid(mut self, most: usize) -> Self {
         self.streams = PerUid::new(most);
